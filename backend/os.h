@@ -1,0 +1,67 @@
+// os.h: everything that differs between operating systems: files, mapping, threads, time,
+// terminals. The only file with system headers behind it; a port changes os.c alone.
+#ifndef KILN_OS_H
+#define KILN_OS_H
+
+#include "base.h"
+
+// ---- reading ----------------------------------------------------------------------------------
+typedef struct FileMap { const uint8_t *data; size_t size; } FileMap;
+bool os_map(FileMap *map, const char *path, Error *err); // read-only; empty files give size 0
+void os_unmap(FileMap *map);
+// Whole file into memory, refused past `limit` bytes; one more zero byte follows the data.
+uint8_t *os_read_file(void *parent, const char *path, size_t limit, size_t *size, Error *err);
+
+typedef enum { PATH_NONE, PATH_FILE, PATH_DIR } PathKind;
+PathKind os_path_kind(const char *path);
+// Names in a folder, without "." and "..", sorted by bytes (so every machine sees one order).
+bool os_list(void *parent, const char *path, char ***names, int *count, Error *err);
+char *os_path_join(void *parent, const char *a, const char *b);
+const char *os_base_name(const char *path); // points into path
+char *os_dir_name(void *parent, const char *path);
+char *os_program_dir(void *parent); // folder of the running program, NULL when unknown
+char *os_cache_dir(void *parent);   // KILN_CACHE, else the XDG (Windows: local data) cache + "/kiln"
+
+// ---- writing: whole or not at all -------------------------------------------------------------
+// Data goes to a temporary file beside the target; `out_commit` flushes it to disk and renames it.
+// `out_abort` (or a crash) leaves the old target as it was. Both free `out`.
+typedef struct OutFile OutFile;
+OutFile *out_open(void *parent, const char *path, Error *err);
+bool out_write(OutFile *out, const void *data, size_t n, Error *err);
+bool out_seek(OutFile *out, uint64_t offset, Error *err);
+bool out_commit(OutFile *out, Error *err);
+void out_abort(OutFile *out); // NULL is allowed
+bool os_write_file(const char *path, const void *data, size_t n, Error *err); // the three at once
+bool os_make_dirs(const char *path, Error *err);
+bool os_remove(const char *path, Error *err);
+bool os_truncate(const char *path, uint64_t size, Error *err);
+void os_remove_stale(const char *dir); // removes temporary files that a killed run left behind
+
+// ---- threads ----------------------------------------------------------------------------------
+typedef struct Thread Thread;
+typedef struct Mutex Mutex;
+typedef struct Cond Cond;
+Thread *thread_start(void *parent, void (*run)(void *), void *arg); // NULL when none can be made
+void thread_join(Thread *thread);                                   // frees it
+Mutex *mutex_new(void *parent); // destroyed with the parent
+void mutex_lock(Mutex *m);
+void mutex_unlock(Mutex *m);
+Cond *cond_new(void *parent);
+void cond_wait(Cond *c, Mutex *m);
+void cond_wake_all(Cond *c);
+int os_cpu_count(void); // cores this process may use
+
+// ---- time, memory, terminal, signals ----------------------------------------------------------
+double os_seconds(void);                // monotonic
+void os_sleep(double seconds);
+uint64_t os_memory_total(void);         // bytes of RAM (0: unknown)
+uint64_t os_memory_free(void);          // bytes available to new work
+uint64_t os_random_seed(void);
+bool os_is_terminal(FILE *f);
+int os_terminal_width(FILE *f);         // 80 when unknown
+const char *os_env(const char *name);
+// Ctrl-C and SIGTERM set a flag instead of ending the program (a second one ends it).
+void os_catch_interrupt(void);
+bool os_interrupted(void);
+
+#endif
