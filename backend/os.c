@@ -33,6 +33,11 @@
 
 enum { OUT_BUFFER = 1 << 18, TEMP_TRIES = 100 };
 static const char TEMP_MARK[] = ".kiln-tmp-"; // part of every temporary name
+#define READABLE "a readable file"
+#define CHECK_PATH "check the path and its permissions"
+#define ROOM "room to write it"
+#define FREE_SPACE "free space or choose another disk"
+#define OTHER_PLACE "choose another place"
 
 // A file open for writing, as the system sees it. `raw_*` set `err` with `path` named.
 #ifdef _WIN32
@@ -91,7 +96,8 @@ bool os_make_dirs(const char *path, Error *err) {
         part[i] = kept;
     }
     if (ok && os_path_kind(path) != PATH_DIR)
-        ok = err_failed(err, "%s: expected a folder, found something else; choose another name", path);
+        ok = err_failed(err, "%s: expected a folder, found something else; choose another name",
+                        path);
     mem_free(part);
     return ok;
 }
@@ -134,7 +140,8 @@ OutFile *out_open(void *parent, const char *path, Error *err) {
         result = raw_create(&out->file, out->temp, out->target, err);
     }
     if (result == TEMP_TAKEN)
-        err_failed(err, "%s: expected a free temporary name beside it, found none; clean the folder",
+        err_failed(err,
+                   "%s: expected a free temporary name beside it, found none; clean the folder",
                    path);
     if (result == TEMP_OPENED) return out;
 fail:
@@ -239,8 +246,8 @@ uint8_t *os_read_file(void *parent, const char *path, size_t limit, size_t *size
     if (!ok) {
         char text[32];
         format_bytes(text, limit);
-        err_failed(err, "%s: expected at most %s, found more; check that it is the right file", path,
-                   text);
+        err_failed(err, "%s: expected at most %s, found more; check that it is the right file",
+                   path, text);
         goto fail;
     }
     raw_close(f, path, NULL);
@@ -267,17 +274,18 @@ static bool is_separator(char c) { return c == '/'; }
 
 static bool fail_errno(Error *err, const char *path, const char *expected, const char *hint) {
     int code = errno;
-    return err_failed(err, "%s: expected %s, found \"%s\"; %s", path, expected, strerror(code), hint);
+    return err_failed(err, "%s: expected %s, found \"%s\"; %s", path, expected, strerror(code),
+                      hint);
 }
 
 // ---- reading ----------------------------------------------------------------------------------
 
 static bool raw_open_read(RawFile *f, const char *path, uint64_t *size, Error *err) {
     *f = open(path, O_RDONLY | O_CLOEXEC);
-    if (*f < 0) return fail_errno(err, path, "a readable file", "check the path and its permissions");
+    if (*f < 0) return fail_errno(err, path, READABLE, CHECK_PATH);
     struct stat st;
     bool ok = fstat(*f, &st) == 0;
-    if (!ok) fail_errno(err, path, "a readable file", "check the disk");
+    if (!ok) fail_errno(err, path, READABLE, "check the disk");
     if (ok && S_ISDIR(st.st_mode))
         ok = err_failed(err, "%s: expected a file, found a folder; name a file in it", path);
     if (!ok) close(*f);
@@ -290,7 +298,7 @@ static int64_t raw_read(RawFile f, void *data, size_t n, const char *path, Error
         ssize_t got = read(f, data, MIN(n, (size_t)1 << 30));
         if (got >= 0) return got;
         if (errno == EINTR) continue;
-        fail_errno(err, path, "a readable file", "check the disk");
+        fail_errno(err, path, READABLE, "check the disk");
         return -1;
     }
 }
@@ -299,11 +307,11 @@ bool os_map(FileMap *map, const char *path, Error *err) {
     *map = (FileMap){0};
     // Not blocking: opening a pipe that nobody writes would wait for ever.
     int f = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (f < 0) return fail_errno(err, path, "a readable file", "check the path and its permissions");
+    if (f < 0) return fail_errno(err, path, READABLE, CHECK_PATH);
     struct stat st;
     bool ok = fstat(f, &st) == 0;
     if (!ok) {
-        fail_errno(err, path, "a readable file", "check the disk");
+        fail_errno(err, path, READABLE, "check the disk");
     } else if (!S_ISREG(st.st_mode)) {
         ok = err_failed(err, "%s: expected a file, found %s; name a file", path,
                         S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
@@ -332,7 +340,7 @@ bool os_list(void *parent, const char *path, char ***names, int *count, Error *e
     *names = NULL;
     *count = 0;
     DIR *dir = opendir(path);
-    if (!dir) return fail_errno(err, path, "a readable folder", "check the path and its permissions");
+    if (!dir) return fail_errno(err, path, "a readable folder", CHECK_PATH);
     ARRAY(char *) list = {0};
     for (;;) {
         errno = 0;
@@ -363,7 +371,7 @@ char *os_program_dir(void *parent) {
 char *os_cache_dir(void *parent) {
     const char *own = os_env("KILN_CACHE"), *xdg = os_env("XDG_CACHE_HOME"), *home = os_env("HOME");
     if (own) return mem_strdup(parent, own);
-    if (xdg && xdg[0] == '/') return os_path_join(parent, xdg, "kiln"); // relative ones: ignored by the spec
+    if (xdg && xdg[0] == '/') return os_path_join(parent, xdg, "kiln"); // its spec: absolute only
     if (home) return os_path_join(parent, home, ".cache/kiln");
     struct passwd entry, *found = NULL;
     char text[4096];
@@ -379,7 +387,8 @@ static TempResult raw_create(RawFile *f, const char *temp, const char *target, E
     *f = open(temp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (*f < 0 && errno == EEXIST) return TEMP_TAKEN;
     if (*f < 0) {
-        fail_errno(err, target, "a folder that can be written", "choose another place or make the folder");
+        fail_errno(err, target, "a folder that can be written",
+                   "choose another place or make the folder");
         return TEMP_FAILED;
     }
     struct stat st, old;
@@ -398,7 +407,7 @@ static bool raw_open_device(RawFile *f, const char *path, bool *is_device, Error
     *is_device = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
     if (!*is_device) return true;
     *f = open(path, O_WRONLY | O_CLOEXEC);
-    return *f >= 0 || fail_errno(err, path, "a device that can be written", "choose another place");
+    return *f >= 0 || fail_errno(err, path, "a device that can be written", OTHER_PLACE);
 }
 
 static bool raw_write(RawFile f, const void *data, size_t n, const char *path, Error *err) {
@@ -406,7 +415,7 @@ static bool raw_write(RawFile f, const void *data, size_t n, const char *path, E
     while (n) {
         ssize_t done = write(f, at, MIN(n, (size_t)1 << 30));
         if (done < 0 && errno == EINTR) continue;
-        if (done < 0) return fail_errno(err, path, "room to write it", "free space or choose another disk");
+        if (done < 0) return fail_errno(err, path, ROOM, FREE_SPACE);
         at += done;
         n -= (size_t)done;
     }
@@ -423,19 +432,19 @@ static bool raw_sync(RawFile f, const char *path, Error *err) {
     while (fsync(f) != 0) {
         if (errno == EINTR) continue;
         if (errno == EINVAL || errno == EROFS) return true; // a file system without it
-        return fail_errno(err, path, "room to write it", "free space or choose another disk");
+        return fail_errno(err, path, ROOM, FREE_SPACE);
     }
     return true;
 }
 
 static bool raw_close(RawFile f, const char *path, Error *err) {
     if (close(f) == 0 || errno == EINTR) return true;
-    return fail_errno(err, path, "room to write it", "free space or choose another disk");
+    return fail_errno(err, path, ROOM, FREE_SPACE);
 }
 
 static bool raw_rename(const char *from, const char *to, Error *err) {
     if (rename(from, to) != 0)
-        return fail_errno(err, to, "a name that can be replaced", "choose another place");
+        return fail_errno(err, to, "a name that can be replaced", OTHER_PLACE);
     // The name itself reaches the disk with its folder. Best effort: not every file system has it.
     char *dir = os_dir_name(NULL, to);
     int f = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -466,13 +475,14 @@ static char *raw_resolve(void *parent, const char *path) {
 }
 
 static bool raw_mkdir(const char *path, Error *err) {
-    if (mkdir(path, 0777) == 0 || errno == EEXIST) return true; // a file there is told by the next step
-    if (os_path_kind(path) == PATH_DIR) return true;            // read-only parents give EROFS first
-    return fail_errno(err, path, "a folder that can be made", "choose another place");
+    if (mkdir(path, 0777) == 0 || errno == EEXIST) return true; // a file there: told by the caller
+    if (os_path_kind(path) == PATH_DIR) return true; // read-only parents give EROFS first
+    return fail_errno(err, path, "a folder that can be made", OTHER_PLACE);
 }
 
 bool os_remove(const char *path, Error *err) {
-    return remove(path) == 0 || fail_errno(err, path, "something that can be removed", "check permissions");
+    return remove(path) == 0 ||
+           fail_errno(err, path, "something that can be removed", "check permissions");
 }
 
 bool os_truncate(const char *path, uint64_t size, Error *err) {
@@ -483,9 +493,18 @@ bool os_truncate(const char *path, uint64_t size, Error *err) {
 
 // ---- threads ----------------------------------------------------------------------------------
 
-struct Thread { pthread_t id; void (*run)(void *); void *arg; };
-struct Mutex { pthread_mutex_t m; };
-struct Cond { pthread_cond_t c; };
+struct Thread {
+    pthread_t id;
+    void (*run)(void *);
+    void *arg;
+};
+// Neither needs destroying on Linux (no resources behind them), so memory may simply go.
+struct Mutex {
+    pthread_mutex_t m;
+};
+struct Cond {
+    pthread_cond_t c;
+};
 
 static void *thread_main(void *user) {
     Thread *thread = user;
@@ -514,7 +533,6 @@ void thread_join(Thread *thread) {
     mem_free(thread);
 }
 
-// Neither needs destroying on Linux (no resources behind them), so memory may simply go.
 Mutex *mutex_new(void *parent) {
     Mutex *m = MEM_NEW(parent, Mutex);
     pthread_mutex_init(&m->m, NULL);
@@ -654,6 +672,14 @@ static char *narrow(void *parent, const wchar_t *text) {
     return out;
 }
 
+// CreateFileW with a UTF-8 path.
+static HANDLE open_file(const char *path, DWORD access, DWORD share, DWORD how) {
+    wchar_t *name = wide(NULL, path);
+    HANDLE f = CreateFileW(name, access, share, NULL, how, FILE_ATTRIBUTE_NORMAL, NULL);
+    mem_free(name);
+    return f;
+}
+
 static bool fail_system(Error *err, const char *path, const char *expected, const char *hint) {
     DWORD code = GetLastError();
     wchar_t text[256] = {0};
@@ -672,14 +698,12 @@ static bool fail_system(Error *err, const char *path, const char *expected, cons
 static bool raw_open_read(RawFile *f, const char *path, uint64_t *size, Error *err) {
     if (os_path_kind(path) == PATH_DIR)
         return err_failed(err, "%s: expected a file, found a folder; name a file in it", path);
-    wchar_t *name = wide(NULL, path);
-    *f = CreateFileW(name, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
-                     OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
-    mem_free(name);
-    if (*f == INVALID_HANDLE_VALUE)
-        return fail_system(err, path, "a readable file", "check the path and its permissions");
+    *f = open_file(path, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
+                   OPEN_EXISTING);
+    if (*f == INVALID_HANDLE_VALUE) return fail_system(err, path, READABLE, CHECK_PATH);
     LARGE_INTEGER bytes;
-    *size = GetFileType(*f) == FILE_TYPE_DISK && GetFileSizeEx(*f, &bytes) ? (uint64_t)bytes.QuadPart : 0;
+    bool known = GetFileType(*f) == FILE_TYPE_DISK && GetFileSizeEx(*f, &bytes);
+    *size = known ? (uint64_t)bytes.QuadPart : 0;
     return true;
 }
 
@@ -687,7 +711,7 @@ static int64_t raw_read(RawFile f, void *data, size_t n, const char *path, Error
     DWORD got = 0;
     if (ReadFile(f, data, (DWORD)MIN(n, (size_t)1 << 30), &got, NULL)) return got;
     if (GetLastError() == ERROR_BROKEN_PIPE) return 0; // the writer closed its end
-    fail_system(err, path, "a readable file", "check the disk");
+    fail_system(err, path, READABLE, "check the disk");
     return -1;
 }
 
@@ -733,7 +757,7 @@ bool os_list(void *parent, const char *path, char ***names, int *count, Error *e
     HANDLE find = FindFirstFileW(name, &entry);
     mem_free(pattern);
     if (find == INVALID_HANDLE_VALUE)
-        return fail_system(err, path, "a readable folder", "check the path and its permissions");
+        return fail_system(err, path, "a readable folder", CHECK_PATH);
     ARRAY(char *) list = {0};
     do {
         if (!wcscmp(entry.cFileName, L".") || !wcscmp(entry.cFileName, L"..")) continue;
@@ -771,23 +795,20 @@ char *os_cache_dir(void *parent) {
 
 // Opened without sharing: while its writer lives nobody else can open or remove it.
 static TempResult raw_create(RawFile *f, const char *temp, const char *target, Error *err) {
-    wchar_t *name = wide(NULL, temp);
-    *f = CreateFileW(name, GENERIC_READ | GENERIC_WRITE, 0, NULL, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, NULL);
-    mem_free(name);
+    *f = open_file(temp, GENERIC_READ | GENERIC_WRITE, 0, CREATE_NEW);
     if (*f != INVALID_HANDLE_VALUE) return TEMP_OPENED;
     if (GetLastError() == ERROR_FILE_EXISTS) return TEMP_TAKEN;
-    fail_system(err, target, "a folder that can be written", "choose another place or make the folder");
+    fail_system(err, target, "a folder that can be written",
+                "choose another place or make the folder");
     return TEMP_FAILED;
 }
 
 static bool raw_open_device(RawFile *f, const char *path, bool *is_device, Error *err) {
     *is_device = !_stricmp(path, "NUL") || !strncmp(path, "\\\\.\\", 4);
     if (!*is_device) return true;
-    wchar_t *name = wide(NULL, path);
-    *f = CreateFileW(name, GENERIC_WRITE, FILE_SHARE_READ | FILE_SHARE_WRITE, NULL, OPEN_EXISTING, 0, NULL);
-    mem_free(name);
+    *f = open_file(path, GENERIC_WRITE, FILE_SHARE_READ | FILE_SHARE_WRITE, OPEN_EXISTING);
     return *f != INVALID_HANDLE_VALUE ||
-           fail_system(err, path, "a device that can be written", "choose another place");
+           fail_system(err, path, "a device that can be written", OTHER_PLACE);
 }
 
 static bool raw_write(RawFile f, const void *data, size_t n, const char *path, Error *err) {
@@ -795,7 +816,7 @@ static bool raw_write(RawFile f, const void *data, size_t n, const char *path, E
     while (n) {
         DWORD done = 0;
         if (!WriteFile(f, at, (DWORD)MIN(n, (size_t)1 << 30), &done, NULL))
-            return fail_system(err, path, "room to write it", "free space or choose another disk");
+            return fail_system(err, path, ROOM, FREE_SPACE);
         at += done;
         n -= done;
     }
@@ -809,13 +830,11 @@ static bool raw_seek(RawFile f, uint64_t offset, const char *path, Error *err) {
 }
 
 static bool raw_sync(RawFile f, const char *path, Error *err) {
-    return FlushFileBuffers(f) ||
-           fail_system(err, path, "room to write it", "free space or choose another disk");
+    return FlushFileBuffers(f) || fail_system(err, path, ROOM, FREE_SPACE);
 }
 
 static bool raw_close(RawFile f, const char *path, Error *err) {
-    return CloseHandle(f) ||
-           fail_system(err, path, "room to write it", "free space or choose another disk");
+    return CloseHandle(f) || fail_system(err, path, ROOM, FREE_SPACE);
 }
 
 static bool raw_rename(const char *from, const char *to, Error *err) {
@@ -840,7 +859,7 @@ static bool raw_mkdir(const char *path, Error *err) {
     wchar_t *name = wide(NULL, path);
     bool ok = CreateDirectoryW(name, NULL) || GetLastError() == ERROR_ALREADY_EXISTS;
     if (!ok && os_path_kind(path) == PATH_DIR) ok = true;
-    if (!ok) fail_system(err, path, "a folder that can be made", "choose another place");
+    if (!ok) fail_system(err, path, "a folder that can be made", OTHER_PLACE);
     mem_free(name);
     return ok;
 }
@@ -854,11 +873,10 @@ bool os_remove(const char *path, Error *err) {
 }
 
 bool os_truncate(const char *path, uint64_t size, Error *err) {
-    wchar_t *name = wide(NULL, path);
-    HANDLE f = CreateFileW(name, GENERIC_WRITE, FILE_SHARE_READ, NULL, OPEN_EXISTING, 0, NULL);
-    mem_free(name);
+    HANDLE f = open_file(path, GENERIC_WRITE, FILE_SHARE_READ, OPEN_EXISTING);
     LARGE_INTEGER to = {.QuadPart = (LONGLONG)size};
-    bool ok = f != INVALID_HANDLE_VALUE && SetFilePointerEx(f, to, NULL, FILE_BEGIN) && SetEndOfFile(f);
+    bool ok =
+        f != INVALID_HANDLE_VALUE && SetFilePointerEx(f, to, NULL, FILE_BEGIN) && SetEndOfFile(f);
     if (!ok) fail_system(err, path, "a file that can be cut", "check permissions");
     if (f != INVALID_HANDLE_VALUE) CloseHandle(f);
     return ok;
@@ -866,9 +884,17 @@ bool os_truncate(const char *path, uint64_t size, Error *err) {
 
 // ---- threads ----------------------------------------------------------------------------------
 
-struct Thread { HANDLE handle; void (*run)(void *); void *arg; };
-struct Mutex { SRWLOCK lock; };
-struct Cond { CONDITION_VARIABLE variable; };
+struct Thread {
+    HANDLE handle;
+    void (*run)(void *);
+    void *arg;
+};
+struct Mutex {
+    SRWLOCK lock;
+};
+struct Cond {
+    CONDITION_VARIABLE variable;
+};
 
 static unsigned __stdcall thread_main(void *user) {
     Thread *thread = user;
@@ -906,7 +932,9 @@ Cond *cond_new(void *parent) {
     InitializeConditionVariable(&c->variable);
     return c;
 }
-void cond_wait(Cond *c, Mutex *m) { SleepConditionVariableSRW(&c->variable, &m->lock, INFINITE, 0); }
+void cond_wait(Cond *c, Mutex *m) {
+    SleepConditionVariableSRW(&c->variable, &m->lock, INFINITE, 0);
+}
 void cond_wake_all(Cond *c) { WakeAllConditionVariable(&c->variable); }
 
 // ---- machine ----------------------------------------------------------------------------------
@@ -947,7 +975,8 @@ uint64_t os_random_seed(void) {
     FILETIME now;
     QueryPerformanceCounter(&ticks);
     GetSystemTimeAsFileTime(&now);
-    uint64_t mix[4] = {(uint64_t)ticks.QuadPart, ((uint64_t)now.dwHighDateTime << 32) | now.dwLowDateTime,
+    uint64_t mix[4] = {(uint64_t)ticks.QuadPart,
+                       ((uint64_t)now.dwHighDateTime << 32) | now.dwLowDateTime,
                        GetCurrentProcessId(), GetCurrentThreadId()};
     return hash_bytes((uintptr_t)&ticks, mix, sizeof mix);
 }
@@ -957,7 +986,8 @@ bool os_is_terminal(FILE *f) { return _isatty(_fileno(f)) != 0; }
 int os_terminal_width(FILE *f) {
     CONSOLE_SCREEN_BUFFER_INFO info;
     HANDLE console = (HANDLE)_get_osfhandle(_fileno(f));
-    if (GetConsoleScreenBufferInfo(console, &info)) return info.srWindow.Right - info.srWindow.Left + 1;
+    if (GetConsoleScreenBufferInfo(console, &info))
+        return info.srWindow.Right - info.srWindow.Left + 1;
     return 80;
 }
 
