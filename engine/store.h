@@ -1,0 +1,37 @@
+// store.h: tensors that outlive a run: weights, optimiser moments, EMA copies. A Store gathers
+// them, then places all on the device at once; graphs refer to them (g_param).
+#ifndef KILN_STORE_H
+#define KILN_STORE_H
+
+#include "backend/backend.h"
+
+typedef struct Store Store;
+
+typedef struct Param {
+    Store *store;
+    const char *name;
+    DType dtype;
+    int ndim;
+    int64_t shape[MAX_DIMS];
+    bool train;      // g_backward makes a gradient for it
+    Buffer *buffer;  // set by store_commit
+    uint64_t offset; // bytes
+} Param;
+
+Store *store_new(void *parent, Device *dev);
+// Adds a tensor (before store_commit). The name is copied and unique within the store.
+Param *store_add(Store *store, const char *name, DType dtype, int ndim, const int64_t *shape);
+Param *store_find(const Store *store, const char *name); // NULL: none
+int store_count(const Store *store);
+Param *store_at(Store *store, int i);  // in the order of store_add
+uint64_t store_bytes(const Store *store); // what store_commit allocates (aligned)
+// Allocates device memory for all params, in blocks no larger than the device allows. Contents
+// are undefined. Refused with the figure needed where the budget does not allow it.
+bool store_commit(Store *store, Error *err);
+// The whole tensor, `from`/`to` being the host's element type (converted on the host).
+bool param_write(Param *p, DType from, const void *data, Error *err);
+bool param_read(Param *p, DType to, void *data, Error *err);
+bool param_zero(Param *p, Error *err);
+int64_t param_count(const Param *p); // elements
+
+#endif
