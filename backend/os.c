@@ -16,6 +16,7 @@
 #include <windows.h>
 #include <io.h>
 #include <process.h>
+typedef HANDLE RawFile;
 #else
 #include <dirent.h>
 #include <fcntl.h>
@@ -29,6 +30,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+typedef int RawFile;
 #endif
 
 enum { OUT_BUFFER = 1 << 18, TEMP_TRIES = 100 };
@@ -39,12 +41,7 @@ static const char TEMP_MARK[] = ".kiln-tmp-"; // part of every temporary name
 #define FREE_SPACE "free space or choose another disk"
 #define OTHER_PLACE "choose another place"
 
-// A file open for writing, as the system sees it. `raw_*` set `err` with `path` named.
-#ifdef _WIN32
-typedef HANDLE RawFile;
-#else
-typedef int RawFile;
-#endif
+// `raw_*`: files as the system sees them; they set `err` with `path` named.
 typedef enum { TEMP_OPENED, TEMP_TAKEN, TEMP_FAILED } TempResult;
 
 static TempResult raw_create(RawFile *f, const char *temp, const char *target, Error *err);
