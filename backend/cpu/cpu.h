@@ -1,0 +1,43 @@
+// cpu.h: what the kernels of device `cpu` share.
+#ifndef KILN_CPU_CPU_H
+#define KILN_CPU_CPU_H
+
+#include "backend/cpu/pool.h"
+#include "backend/cpu/ref.h"
+
+// What a row needs of the processor; bits.
+enum {
+    NEED_AVX2 = 1,        // with FMA and F16C
+    NEED_AVX512 = 2,      // F, BW, VL, DQ
+    NEED_AVX512_BF16 = 4, // dot products of bf16 pairs
+};
+int cpu_features(void);
+
+typedef struct Cpu {
+    Pool *pool;
+    int features;
+    void *scratch; // one space of SCRATCH_BYTES per thread
+    void *onednn;  // cached primitives; NULL until the first
+} Cpu;
+
+enum { SCRATCH_BYTES = 4 << 20 };
+static inline void *cpu_scratch(const Cpu *cpu, int thread) {
+    return (char *)cpu->scratch + (size_t)thread * SCRATCH_BYTES;
+}
+
+// One kernel row: a way to run an op. Rows stand in kernels.def.
+typedef struct CpuRow {
+    OpId op;
+    const char *name;
+    int need;                                        // NEED_*
+    bool (*fits)(const OpCall *call, char why[128]); // why is never NULL
+    void (*run)(Cpu *cpu, const OpCall *call);
+} CpuRow;
+
+#define ROW(op, name, need, fits, run)           \
+    bool fits(const OpCall *call, char why[128]); \
+    void run(Cpu *cpu, const OpCall *call);
+#include "backend/cpu/kernels.def"
+#undef ROW
+
+#endif
