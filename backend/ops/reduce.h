@@ -1,7 +1,8 @@
-// reduce: y[a, 0, c] = alpha * sum over r of x[a, r, c] (REDUCE_SUM), or 1 where any x[a, r, c] is
-// NaN or infinite and 0 otherwise (REDUCE_NONFINITE). The order of summation is fixed per device.
+// reduce: REDUCE_SUM: y[a, 0, c] = alpha * sum over r of x[a, r, c], in an order fixed per device;
+// REDUCE_NONFINITE: y[0, 0, 0] = 1 where any x is NaN or infinite, 0 otherwise.
 //
-//   x [A, R, C], y [A, 1, C] f32. accumulate: y = max(y, result) for NONFINITE, y += for SUM.
+//   x [A, R, C]; y [A, 1, C] (SUM) or [1, 1, 1] (NONFINITE), f32.
+//   accumulate: SUM adds to y; NONFINITE leaves y at 1 where it was.
 #ifndef KILN_OPS_REDUCE_H
 #define KILN_OPS_REDUCE_H
 #include "tensor.h"
