@@ -1,9 +1,9 @@
 // rng.h: random numbers: PyTorch's two generators, number for number, and Kiln's own.
 //
-// RngTorch  PyTorch's CPU generator (torch.Generator("cpu")): mt19937, M. Matsumoto and T. Nishimura,
-//           "Mersenne Twister", ACM TOMACS 8 (1998).
-// RngCuda   PyTorch's CUDA generator: Philox 4x32-10, J. Salmon et al., "Parallel Random Numbers: As
-//           Easy as 1, 2, 3", SC 2011, with cuRAND's Box-Muller.
+// RngTorch  PyTorch's CPU generator: mt19937, M. Matsumoto and T. Nishimura, "Mersenne Twister",
+//           ACM TOMACS 8 (1998).
+// RngCuda   PyTorch's CUDA generator: Philox 4x32-10, J. Salmon et al., "Parallel Random Numbers:
+//           As Easy as 1, 2, 3", SC 2011, with cuRAND's Box-Muller.
 // Rng       xoshiro256++ (D. Blackman, S. Vigna, 2019), for training noise, shuffles and tests.
 //
 // All state is in the caller's struct; a struct is used by one thread at a time. Nothing allocates
@@ -14,14 +14,14 @@
 #include "backend/base.h"
 
 // ---- PyTorch, CPU -----------------------------------------------------------------------------
-// `rng_torch_seed(r, seed)` is torch.Generator("cpu").manual_seed(seed); draws that follow give what
-// the same draws give there, in order. As in PyTorch only the low 32 bits of the seed count, and a
-// draw of n < 16 normals takes another path (Box-Muller in double, the second value of a pair kept
-// for the next short draw) than one of n >= 16 (blocks of 16 in float).
+// `rng_torch_seed(r, seed)` is torch.Generator("cpu").manual_seed(seed); draws that follow give
+// what the same draws give there, in order. As in PyTorch only the low 32 bits of the seed count,
+// and a draw of n < 16 normals takes another path (Box-Muller in double, the second value of a pair
+// kept for the next short draw) than one of n >= 16 (blocks of 16 in float).
 typedef struct RngTorch {
     uint32_t mt[624];
-    uint32_t next;    // index of the next word in mt; 624: make new ones
-    bool has_spare;   // the second normal of a pair from a short draw
+    uint32_t next;  // index of the next word in mt; 624: make new ones
+    bool has_spare; // the second normal of a pair from a short draw
     double spare;
 } RngTorch;
 
