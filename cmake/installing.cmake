@@ -12,7 +12,8 @@ if(EXISTS ${PROJECT_SOURCE_DIR}/engine/kiln.h)
 endif()
 file(GLOB weights CONFIGURE_DEPENDS models/weights/*.safetensors)
 install(FILES ${weights} DESTINATION ${CMAKE_INSTALL_DATADIR}/kiln/models)
-install(FILES tools/kiln.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 OPTIONAL)
+file(GLOB man CONFIGURE_DEPENDS tools/kiln.1)
+install(FILES ${man} DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
 
 # Static linking needs the dependencies too: pkg-config --static lists them.
 set(private_libraries "-lm -lpthread -ldl")
