@@ -48,7 +48,8 @@ typedef struct MemoryStats {
 // All devices of all backends built in, in the order cpu, ref, vulkan:0, ... A backend that cannot
 // start (no driver) contributes none and a line to the log. Owned by `parent`.
 DeviceInfo *dev_list(void *parent, int *count, const Log *log);
-// `spec`: "auto", "ref", "cpu", "vulkan", "vulkan:N" (CLI.md). Frees with `parent` or dev_close.
+// `spec`: "auto", "ref", "cpu", "vulkan", "vulkan:N" (CLI.md). End with dev_close, after its buffers
+// and programs are freed.
 Device *dev_open(void *parent, const char *spec, const DeviceOptions *options, Error *err);
 void dev_close(Device *dev);
 const DeviceInfo *dev_info(const Device *dev);
@@ -93,6 +94,7 @@ bool dev_wait(Device *dev, const Cancel *cancel, Error *err);
 bool prog_run(Program *prog, const Cancel *cancel, Error *err); // submit and wait
 // Seconds the device itself measured for step i in the last finished run; 0: not measured.
 double prog_step_seconds(const Program *prog, int i);
+const OpCall *prog_call(const Program *prog, int i); // step i as bound
 
 // ---- kernel rows ------------------------------------------------------------------------------
 // Per op an ordered list; dispatch takes the first that fits. Names are unique within op + device.

@@ -34,6 +34,7 @@ Graph *g_new(void *parent);
 bool g_error(const Graph *g, Error *err); // true: recording failed, err filled
 void g_fail(Graph *g, const char *format, ...) PRINTF_LIKE(2, 3);
 int g_node_count(const Graph *g);
+void g_scope(Graph *g, const char *label); // names the ops recorded from here on ("blocks.3")
 
 #define DIMS(...) (int)COUNT_OF(((int64_t[]){__VA_ARGS__})), (const int64_t[]){__VA_ARGS__}
 
@@ -44,7 +45,7 @@ Tensor *g_param(Graph *g, Param *param); // one handle per param and graph
 Tensor *g_output(Graph *g, const char *name, Tensor *t);
 
 // ---- views: no work, no memory ----------------------------------------------------------------
-// reshape: t must be contiguous (a copy is recorded where it is not). One dim may be -1.
+// reshape: free wherever strides can express it, else a copy is recorded. One dim may be -1.
 Tensor *g_reshape(Tensor *t, int ndim, const int64_t *shape);
 Tensor *g_slice(Tensor *t, int axis, int64_t start, int64_t count);
 Tensor *g_permute(Tensor *t, int ndim, const int *order); // dim i of the result is order[i] of t

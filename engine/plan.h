@@ -14,7 +14,6 @@ typedef struct Plan Plan;
 typedef struct RunOptions {
     bool no_alias;  // tests: every tensor gets memory of its own
     bool all_barriers; // tests: a barrier before every op
-    bool poison;    // tests: NaN into the arena before each run (inputs written after plan_poison)
 } RunOptions;
 
 typedef struct RunMemory {
@@ -27,6 +26,7 @@ typedef struct RunMemory {
 } RunMemory;
 
 Run *run_new(void *parent, Device *dev, const RunOptions *options); // options may be NULL
+void run_free(Run *run); // with its device memory (not the stores'); before dev_close
 // Counts a store's bytes in the peak (committed already or not); not owned.
 void run_add_store(Run *run, Store *store);
 // Plans `g`; errors stuck in the graph surface here. Nothing is allocated. The graph must live as
@@ -36,6 +36,9 @@ RunMemory run_memory(const Run *run);
 // Refuses where the peak is over the device's budget (the text gives the figure needed), commits
 // stores not yet committed, allocates the arena, records the programs.
 bool run_prepare(Run *run, Error *err);
+
+// Tests: fills the arena with NaN; inputs are to be written again.
+bool run_poison(Run *run, Error *err);
 
 // Whole tensors. `t`: an input (write) or an output (read) of the plan's graph; the host's element
 // type is converted. Sizes are those of t.

@@ -19,6 +19,7 @@ typedef struct Param {
 } Param;
 
 Store *store_new(void *parent, Device *dev);
+void store_free(Store *store); // with its device memory; before dev_close
 // Adds a tensor (before store_commit). The name is copied and unique within the store.
 Param *store_add(Store *store, const char *name, DType dtype, int ndim, const int64_t *shape);
 Param *store_find(const Store *store, const char *name); // NULL: none
@@ -28,10 +29,17 @@ uint64_t store_bytes(const Store *store); // what store_commit allocates (aligne
 // Allocates device memory for all params, in blocks no larger than the device allows. Contents
 // are undefined. Refused with the figure needed where the budget does not allow it.
 bool store_commit(Store *store, Error *err);
+bool store_committed(const Store *store);
 // The whole tensor, `from`/`to` being the host's element type (converted on the host).
 bool param_write(Param *p, DType from, const void *data, Error *err);
 bool param_read(Param *p, DType to, void *data, Error *err);
 bool param_zero(Param *p, Error *err);
 int64_t param_count(const Param *p); // elements
+
+// The same for any contiguous tensor in a buffer (offset in bytes, count elements).
+bool tensor_write(Buffer *buffer, uint64_t offset, DType dtype, int64_t count, DType from,
+                  const void *data, Error *err);
+bool tensor_read(Buffer *buffer, uint64_t offset, DType dtype, int64_t count, DType to, void *data,
+                 Error *err);
 
 #endif
