@@ -86,6 +86,7 @@ Device *dev_open(void *parent, const char *spec, const DeviceOptions *options, E
         mem_free(dev);
         return NULL;
     }
+    if (options->max_buffer) dev->info.max_buffer = MIN(dev->info.max_buffer, options->max_buffer);
     return dev;
 }
 

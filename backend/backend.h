@@ -38,6 +38,7 @@ typedef struct DeviceOptions {
     const Log *log;         // may be NULL
     // Tests: fail the n-th allocation (1 = first; 0 = none), lose the device at the n-th submission.
     int fail_allocation, lose_at_submit;
+    uint64_t max_buffer; // tests: pretend that the largest buffer is this small; 0: as it is
 } DeviceOptions;
 
 typedef struct MemoryStats {

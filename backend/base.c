@@ -47,14 +47,14 @@ void err_item(Error *err, const char *format, ...) {
 
 bool err_prefix(Error *err, const char *format, ...) {
     if (!err) return false;
-    char prefix[ERROR_TEXT], text[ERROR_TEXT];
+    char prefix[ERROR_TEXT], all[2 * ERROR_TEXT + 2];
     va_list args;
     va_start(args, format);
     vsnprintf(prefix, sizeof prefix, format, args);
     va_end(args);
-    memcpy(text, err->text, sizeof text);
-    size_t used = (size_t)snprintf(err->text, sizeof err->text, "%s: ", prefix);
-    if (used < sizeof err->text) snprintf(err->text + used, sizeof err->text - used, "%s", text);
+    snprintf(all, sizeof all, "%s: %s", prefix, err->text);
+    memcpy(err->text, all, sizeof err->text - 1); // a longer text loses its end
+    err->text[sizeof err->text - 1] = 0;
     make_printable(err->text);
     return false;
 }
