@@ -27,7 +27,7 @@ static int by_shape(const void *a, const void *b) {
 static int by_count(const void *a, const void *b) {
     const DatasetSize *x = a, *y = b;
     if (x->count != y->count) return x->count > y->count ? -1 : 1;
-    DatasetShape p = {x->width, x->height}, q = {y->width, y->height};
+    DatasetShape p = {x->width, x->height, 0}, q = {y->width, y->height, 0};
     return by_shape(&p, &q);
 }
 

@@ -1,0 +1,283 @@
+// Pictures: round trips, damage, limits, shaping, numbers.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "engine/image.h"
+#include "engine/rng.h"
+#include "tests/scratch.h"
+
+#include <math.h>
+#include <zlib.h>
+
+static void *scope;
+static int setup(void **state) { return (scope = mem_new(NULL, 1), *state = scope, 0); }
+static int teardown(void **state) { return (mem_free(*state), 0); }
+
+static Image *noise(int width, int height) {
+    Image *image = image_new(scope, width, height, NULL);
+    Rng rng;
+    rng_seed(&rng, 7, 0);
+    for (int i = 0; i < width * height * 3; i++) image->rgb[i] = (uint8_t)rng_below(&rng, 256);
+    return image;
+}
+
+static Image *slope(int width, int height) { // smooth: what JPEG keeps
+    Image *image = image_new(scope, width, height, NULL);
+    for (int y = 0; y < height; y++)
+        for (int x = 0; x < width; x++) {
+            uint8_t *p = image->rgb + (y * width + x) * 3;
+            p[0] = (uint8_t)(255 * x / width);
+            p[1] = (uint8_t)(255 * y / height);
+            p[2] = 128;
+        }
+    return image;
+}
+
+static void assert_same(const Image *a, const Image *b) {
+    assert_non_null(a);
+    assert_non_null(b);
+    assert_int_equal(a->width, b->width);
+    assert_int_equal(a->height, b->height);
+    assert_memory_equal(a->rgb, b->rgb, (size_t)a->width * (size_t)a->height * 3);
+}
+
+static void test_png(void **state) {
+    (void)state;
+    Error err = {0};
+    Image *image = noise(37, 19);
+    ImageText texts[] = {{"parameters", "a cat\nSteps: 20, Seed: 1"}, {"note", "gr\xc3\xbc\xc3\x9f"}};
+    uint8_t *bytes;
+    size_t n;
+    assert_true(image_encode_png(scope, image, texts, 2, &bytes, &n, &err));
+    assert_int_equal(image_format(bytes, n), IMAGE_PNG);
+    assert_same(image_decode(scope, bytes, n, &err), image);
+    assert_string_equal(image_png_text(scope, bytes, n, "parameters"), texts[0].value);
+    assert_string_equal(image_png_text(scope, bytes, n, "note"), texts[1].value);
+    assert_null(image_png_text(scope, bytes, n, "other"));
+    assert_null(image_png_text(scope, bytes, 40, "note"));
+    int w, h;
+    assert_true(image_probe(bytes, n, &w, &h, &err));
+    assert_int_equal(w * 1000 + h, 37019);
+}
+
+static void test_jpeg(void **state) {
+    (void)state;
+    Error err = {0};
+    Image *image = slope(50, 31);
+    ImageText text = {"parameters", "a cat"};
+    uint8_t *bytes;
+    size_t n;
+    for (int quality = 60; quality <= 100; quality += 20) {
+        assert_true(image_encode_jpeg(scope, image, quality, &text, 1, &bytes, &n, &err));
+        assert_int_equal(image_format(bytes, n), IMAGE_JPEG);
+        Image *back = image_decode(scope, bytes, n, &err);
+        assert_non_null(back);
+        int worst = 0;
+        for (int i = 0; i < 50 * 31 * 3; i++) worst = MAX(worst, abs(back->rgb[i] - image->rgb[i]));
+        assert_in_range(worst, 0, quality == 100 ? 3 : 24);
+    }
+    int w, h;
+    assert_true(image_probe(bytes, n, &w, &h, &err));
+    assert_int_equal(w * 1000 + h, 50031);
+}
+
+// Every proper beginning of a file is an error.
+static void test_truncated(void **state) {
+    (void)state;
+    uint8_t *bytes;
+    size_t n;
+    for (int jpeg = 0; jpeg < 2; jpeg++) {
+        Image *image = noise(13, 17);
+        if (jpeg) assert_true(image_encode_jpeg(scope, image, 90, NULL, 0, &bytes, &n, NULL));
+        else assert_true(image_encode_png(scope, image, NULL, 0, &bytes, &n, NULL));
+        for (size_t k = 0; k < n; k++) {
+            uint8_t *cut = malloc(k + 1); // a block of its own: reads past it are seen
+            memcpy(cut, bytes, k);
+            Error err = {0};
+            assert_null(image_decode(scope, cut, k, &err));
+            assert_int_equal(err.status, STATUS_FAILED);
+            assert_non_null(strstr(err.text, "expected"));
+            free(cut);
+        }
+    }
+}
+
+// A flipped bit in a PNG is always noticed; in a JPEG, which has no checksums, it may not be, but it
+// never does harm.
+static void test_flipped(void **state) {
+    (void)state;
+    uint8_t *bytes;
+    size_t n;
+    Image *image = noise(16, 16);
+    assert_true(image_encode_png(scope, image, NULL, 0, &bytes, &n, NULL));
+    for (size_t bit = 0; bit < n * 8; bit++) {
+        bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        Image *back = image_decode(scope, bytes, n, NULL);
+        if (back) fail_msg("bit %zu of %zu was not noticed", bit, n * 8);
+        bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    }
+    assert_true(image_encode_jpeg(scope, image, 90, NULL, 0, &bytes, &n, NULL));
+    int noticed = 0;
+    for (size_t bit = 0; bit < n * 8; bit++) {
+        bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        Image *back = image_decode(NULL, bytes, n, NULL);
+        noticed += !back;
+        mem_free(back);
+        bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    }
+    assert_true(noticed > (int)n * 8 / 10);
+}
+
+static void put32(uint8_t *p, uint32_t v) {
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> (24 - 8 * i));
+}
+
+// A header that claims a huge picture, its checksum in order.
+static void test_bombs(void **state) {
+    (void)state;
+    uint8_t *bytes;
+    size_t n;
+    Error err = {0};
+    assert_true(image_encode_png(scope, noise(4, 4), NULL, 0, &bytes, &n, NULL));
+    static const uint32_t sides[][2] = {{100000, 100000}, {0x7fffffff, 1}, {32768, 32768}, {0, 4}, {8192, 8192}};
+    for (size_t i = 0; i < COUNT_OF(sides); i++) {
+        put32(bytes + 16, sides[i][0]);
+        put32(bytes + 20, sides[i][1]);
+        put32(bytes + 29, (uint32_t)crc32(0, bytes + 12, 17));
+        assert_null(image_decode(scope, bytes, n, &err));
+        assert_non_null(strstr(err.text, "expected"));
+    }
+    assert_true(image_encode_jpeg(scope, noise(4, 4), 90, NULL, 0, &bytes, &n, NULL));
+    for (size_t i = 2; i + 9 < n; i++)
+        if (bytes[i] == 0xff && bytes[i + 1] == 0xc0) memset(bytes + i + 5, 0x7f, 4);
+    assert_null(image_decode(scope, bytes, n, &err));
+    assert_non_null(strstr(err.text, "32639x32639"));
+    assert_null(image_new(scope, 0, 5, &err));
+    assert_null(image_new(scope, 5, -1, &err));
+    assert_null(image_new(scope, IMAGE_MAX_SIDE, IMAGE_MAX_SIDE, &err));
+    assert_null(image_decode(scope, (const uint8_t *)"GIF89a", 6, &err));
+    assert_null(image_decode(scope, NULL, 0, &err));
+    assert_non_null(strstr(err.text, "an empty file"));
+}
+
+static void test_files(void **state) {
+    (void)state;
+    Error err = {0};
+    char *dir = scratch_new(scope), *png = os_path_join(scope, dir, "a.PNG");
+    Image *image = noise(9, 9);
+    assert_true(image_save(png, image, NULL, 0, &err));
+    assert_same(image_load(scope, png, &err), image);
+    char *jpg = os_path_join(scope, dir, "a.jpeg");
+    assert_true(image_save(jpg, image, NULL, 0, &err));
+    assert_non_null(image_load(scope, jpg, &err));
+    assert_false(image_save(os_path_join(scope, dir, "a.gif"), image, NULL, 0, &err));
+    assert_non_null(strstr(err.text, ".png or .jpg"));
+    assert_false(image_can_save("a.webp"));
+    assert_false(image_save(os_path_join(scope, dir, "no/a.png"), image, NULL, 0, &err));
+    assert_null(image_load(scope, os_path_join(scope, dir, "none.png"), &err));
+    char *bad = scratch_write(scope, dir, "bad.png", "\x89PNG\r\n\x1a\n----", 12);
+    assert_null(image_load(scope, bad, &err));
+    assert_non_null(strstr(err.text, "bad.png: PNG: expected"));
+    assert_int_equal(scratch_count(dir), 3);
+    scratch_remove(dir);
+}
+
+static void test_resize(void **state) {
+    (void)state;
+    Image *flat = image_new(scope, 61, 47, NULL);
+    memset(flat->rgb, 201, 61 * 47 * 3);
+    static const int sizes[][2] = {{1, 1}, {32, 32}, {61, 47}, {200, 3}, {7, 300}};
+    for (size_t i = 0; i < COUNT_OF(sizes); i++) { // weights sum to one exactly
+        Image *out = image_resize(scope, flat, sizes[i][0], sizes[i][1], NULL);
+        for (int k = 0; k < out->width * out->height * 3; k++) assert_int_equal(out->rgb[k], 201);
+    }
+    // Halving by the triangle filter: weights 1 3 3 1 over 8, ends cut off.
+    Image *line = image_new(scope, 4, 1, NULL);
+    static const uint8_t values[4] = {0, 80, 160, 240};
+    for (int x = 0; x < 4; x++) memset(line->rgb + x * 3, values[x], 3);
+    Image *half = image_resize(scope, line, 2, 1, NULL);
+    assert_int_equal(half->rgb[0], (3 * 0 + 3 * 80 + 1 * 160 + 3) / 7);
+    assert_int_equal(half->rgb[3], (1 * 80 + 3 * 160 + 3 * 240 + 3) / 7);
+    // Doubling: 3/4 and 1/4 of the neighbours.
+    Image *twice = image_resize(scope, line, 8, 1, NULL);
+    assert_int_equal(twice->rgb[0], 0);
+    assert_int_equal(twice->rgb[1 * 3], 20);
+    assert_int_equal(twice->rgb[2 * 3], 60);
+    assert_int_equal(twice->rgb[7 * 3], 240);
+    assert_same(image_resize(scope, line, 4, 1, NULL), line);
+    assert_null(image_resize(scope, line, 0, 1, NULL));
+}
+
+static void test_fit(void **state) {
+    (void)state;
+    // Left third red, middle green, right blue: the centred square is green.
+    Image *image = image_new(scope, 96, 32, NULL);
+    for (int y = 0; y < 32; y++)
+        for (int x = 0; x < 96; x++) image->rgb[(y * 96 + x) * 3 + x / 32] = 255;
+    Image *fit = image_fit(scope, image, 16, 16, NULL);
+    assert_int_equal(fit->width * 1000 + fit->height, 16016);
+    for (int i = 0; i < 16 * 16; i++) {
+        assert_int_equal(fit->rgb[i * 3], 0);
+        assert_int_equal(fit->rgb[i * 3 + 1], 255);
+        assert_int_equal(fit->rgb[i * 3 + 2], 0);
+    }
+    assert_same(image_fit(scope, image, 96, 32, NULL), image);
+    Image *thin = image_new(scope, 1, 1000, NULL);
+    assert_int_equal(image_fit(scope, thin, 32, 32, NULL)->height, 32);
+    assert_null(image_fit(scope, image, 0, 0, NULL));
+}
+
+static void test_grid(void **state) {
+    (void)state;
+    Error err = {0};
+    Image *a = noise(3, 2), *b = noise(2, 3);
+    const Image *images[5] = {a, b, NULL, b, a};
+    Image *grid = image_grid(scope, images, 5, 2, 1, 77, &err);
+    assert_int_equal(grid->width, 2 * 3 + 3);
+    assert_int_equal(grid->height, 3 * 3 + 4);
+    assert_int_equal(grid->rgb[0], 77);
+    assert_memory_equal(grid->rgb + (1 * 9 + 1) * 3, a->rgb, 9);
+    assert_memory_equal(grid->rgb + (2 * 9 + 1) * 3, a->rgb + 9, 9);
+    assert_memory_equal(grid->rgb + (1 * 9 + 5) * 3, b->rgb, 6);
+    assert_int_equal(grid->rgb[(5 * 9 + 1) * 3], 77); // the empty cell
+    assert_memory_equal(grid->rgb + (9 * 9 + 1) * 3, a->rgb, 9);
+    Image *huge = image_new(scope, 30000, 2, NULL);
+    const Image *wide[2] = {huge, huge};
+    assert_null(image_grid(scope, wide, 2, 2, 0, 0, &err));
+    assert_non_null(image_grid(scope, wide, 2, 1, 0, 0, &err));
+}
+
+static void test_numbers(void **state) {
+    (void)state;
+    for (int v = 0; v < 256; v++) {
+        float f = image_to_float((uint8_t)v);
+        assert_true(fabsf(f - ((float)v / 127.5f - 1)) < 1e-6f);
+        assert_int_equal(image_from_float(f), v);
+        assert_int_equal(image_from_float(f + 0.0035f), v); // less than half a step of 2 / 255
+        assert_int_equal(image_from_float(f - 0.0035f), v);
+    }
+    assert_int_equal(image_from_float(-7.0f), 0);
+    assert_int_equal(image_from_float(7.0f), 255);
+    assert_int_equal(image_from_float(INFINITY), 255);
+    assert_int_equal(image_from_float(-INFINITY), 0);
+    assert_int_equal(image_from_float(NAN), 0);
+    Image *image = noise(5, 7);
+    uint8_t planes[3 * 35];
+    float floats[3 * 35];
+    image_to_planes(image, planes);
+    image_to_floats(image, floats);
+    assert_int_equal(planes[35 * 2 + 8], image->rgb[8 * 3 + 2]);
+    assert_same(image_from_planes(scope, planes, 5, 7, NULL), image);
+    assert_same(image_from_floats(scope, floats, 5, 7, NULL), image);
+}
+
+int main(void) {
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_png),   TEST(test_jpeg),   TEST(test_truncated), TEST(test_flipped), TEST(test_bombs),
+        TEST(test_files), TEST(test_resize), TEST(test_fit),       TEST(test_grid),    TEST(test_numbers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
