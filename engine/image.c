@@ -131,7 +131,7 @@ bool image_encode_png(void *parent, const Image *image, const ImageText *texts, 
                              .bit_depth = 8,
                              .color_type = SPNG_COLOR_TYPE_TRUECOLOR};
     struct spng_text *chunks = MEM_ARRAY(NULL, struct spng_text, MAX(count, 1));
-    static char none[1] = "";
+    char none[1] = ""; // libspng does not promise const
     for (int i = 0; i < count; i++) {
         snprintf(chunks[i].keyword, sizeof chunks[i].keyword, "%s", texts[i].key);
         chunks[i].type = is_ascii(texts[i].value) ? SPNG_TEXT : SPNG_ITXT;
