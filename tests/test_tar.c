@@ -95,7 +95,7 @@ static void test_system_tar(void **state) {
     assert_int_equal(system(command), 0);
     char deep[64], name[400];
     snprintf(deep, sizeof deep, "deep/%050d", 0);
-    snprintf(name, sizeof name, "%s/%0120d.txt", deep, 1);
+    snprintf(name, sizeof name, "%s/%090d.txt", deep, 1);
     scratch_write(dir, dir, name, "deep one", 8);
     static const char *const formats[] = {"v7", "ustar", "gnu", "pax"};
     for (int i = 0; i < 4; i++) {
@@ -231,7 +231,7 @@ static void test_gzip_damage(void **state) {
         mem_free(back);
         gz[bit / 8] ^= (uint8_t)(1 << bit % 8);
     }
-    assert_in_range(passed, 0, 7);
+    assert_in_range(passed, 0, n * 8 / 20);
     assert_non_null(gzip_unpack(dir, gz, n, plain, &size, &err));
     assert_null(gzip_unpack(dir, gz, n, plain - 1, &size, &err)); // a bomb: past the limit
     assert_non_null(strstr(err.text, "found more"));
