@@ -1,0 +1,69 @@
+// pipeline_nano.h: class and noise to picture with Nano-Sora (models/nano.h).
+//
+// A NanoStage is the sampling plan inside a Run that belongs to someone else (training samples
+// with its averaged weights); a NanoPipeline owns device memory, weights and a stage.
+// Thread-safety: used by the thread of its device.
+#ifndef KILN_ENGINE_PIPELINE_NANO_H
+#define KILN_ENGINE_PIPELINE_NANO_H
+
+#include "engine/plan.h"
+#include "engine/sampler.h"
+#include "models/nano.h"
+
+typedef enum { NOISE_TORCH, NOISE_CUDA } NoiseKind;
+
+enum { NANO_MAX_PICTURES = 10000, NANO_STAGE_PICTURES = 20 };
+
+typedef struct NanoProgress {
+    int done, total;
+    int step, first, pictures;
+    const float *x;
+} NanoProgress;
+
+typedef struct NanoRequest {
+    int count;           // pictures, 1..NANO_MAX_PICTURES
+    const int *classes;  // [count]: 0..classes (classes: none)
+    const float *noise;  // [count, 3, S, S]; NULL: picture k draws its own from seed + k
+    uint64_t seed;
+    NoiseKind rng;
+    const Sampler *sampler;       // NULL: euler
+    const ScheduleKind *schedule; // NULL: uniform
+    int steps;                    // 0: 50
+    double cfg_scale;             // 1: no guidance, half the work
+    const Cancel *cancel;         // may be NULL
+    // May be NULL. After each step of each part: `done` of `total` steps, all parts counted.
+    // x [pictures, 3, S, S] are the latents of pictures first .. first + pictures - 1.
+    bool (*after_step)(void *user, const NanoProgress *progress, Error *err);
+    void *user;
+} NanoRequest;
+
+// ---- a stage in someone's Run -------------------------------------------------------------------
+typedef struct NanoStage NanoStage;
+// Records and plans a forward pass of `rows` rows. The model's store must be given to the run.
+NanoStage *nano_stage_new(void *parent, Run *run, const NanoModel *model, int rows, DType compute,
+                          const char *name, Error *err);
+// After run_prepare. out [count, 3, S, S] in -1..1 (not clamped). Guidance takes two rows per picture.
+bool nano_stage_generate(NanoStage *stage, const NanoRequest *request, float *out, Error *err);
+
+// ---- the whole thing ----------------------------------------------------------------------------
+typedef struct NanoPipeline NanoPipeline;
+
+// Opens a model file and checks all of its header: configuration, names, shapes, types. Nothing is
+// allocated on the device yet. `compute`: f32, f16 or bf16.
+NanoPipeline *nano_open(void *parent, Device *dev, const char *path, DType compute, Error *err);
+void nano_close(NanoPipeline *p); // NULL is allowed
+const NanoConfig *nano_config(const NanoPipeline *p);
+// Plans for `pictures` at a time (more are done in parts) and says what it will take; the figures
+// are known before anything is allocated.
+bool nano_plan(NanoPipeline *p, int pictures, bool guidance, RunMemory *memory, Error *err);
+// Allocates and uploads. nano_generate plans and loads by itself where that has not been done.
+bool nano_prepare(NanoPipeline *p, Error *err);
+bool nano_generate(NanoPipeline *p, const NanoRequest *request, float *out, Error *err);
+RunMemory nano_memory(const NanoPipeline *p);
+PlanStats nano_stats(const NanoPipeline *p);
+// How many pictures one forward pass takes for a request of `count`.
+int nano_pictures_per_pass(int count);
+// Noise of picture k: 3 S S numbers.
+void nano_noise(NoiseKind rng, uint64_t seed, float *out, size_t n);
+
+#endif

@@ -1,0 +1,47 @@
+// sampler.h: solvers of the differential equation that turns noise into a picture. They work on
+// latents in host memory (f32) and ask for the model's answer through a callback, so that one
+// solver serves every model, guidance and device.
+//
+// Compile without floating-point contraction: the same numbers on every machine.
+// Thread-safety: none shared; a run belongs to its caller.
+#ifndef KILN_ENGINE_SAMPLER_H
+#define KILN_ENGINE_SAMPLER_H
+
+#include "engine/schedule.h"
+
+// dx/dt at time t of the latents x [n], guidance included.
+typedef struct Velocity {
+    bool (*eval)(void *user, double t, const float *x, float *v, Error *err);
+    void *user;
+} Velocity;
+
+// Called with the latents after each step (0 .. steps - 1); false (with err) stops the run.
+typedef struct AfterStep {
+    bool (*call)(void *user, int step, const float *x, Error *err);
+    void *user;
+} AfterStep;
+
+typedef struct SamplerRun {
+    const Schedule *schedule;
+    Velocity velocity;
+    AfterStep after; // call may be NULL
+    float *x;        // [n]: noise in, picture out
+    size_t n;
+    float *v;        // [n]: the last velocity; scratch of the solvers
+    void *state;     // a solver's memory of earlier steps, below the run's own parent
+} SamplerRun;
+
+typedef struct Sampler {
+    const char *name, *help;
+    int evals; // calls of the model per step
+    bool (*step)(SamplerRun *run, int i, Error *err);
+} Sampler;
+
+const Sampler *sampler_find(const char *name); // NULL: unknown
+const Sampler *sampler_at(int i);              // NULL: past the last
+// Runs all steps on x in place. After each step x is checked: a NaN or infinity stops the run with
+// the step named.
+bool sampler_run(const Sampler *sampler, const Schedule *schedule, float *x, size_t n,
+                 Velocity velocity, AfterStep after, Error *err);
+
+#endif
