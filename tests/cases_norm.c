@@ -1,0 +1,152 @@
+// cases_norm.c: both kinds, each operand alone and all together, channel counts around every
+// vector and subgroup width, and rows whose mean is large beside their spread.
+#include "tests/conform.h"
+
+#include <math.h>
+
+enum {
+    WEIGHT = 1, BIAS = 2, SCALE = 4, SHIFT = 8,
+    PER_BATCH = 16, // scale and shift [B, 1, C]
+    PER_ROW = 32,   // [B, M, C]; neither: [1, 1, C]
+    PER_TOKEN = 64, // [1, M, C]
+    RSTD = 128, GAP = 256, LEAD = 512, BASE = 1024,
+    FLAT = 2048, // rows without any variance
+    ADALN = SCALE | SHIFT | PER_BATCH,
+};
+
+typedef struct Row {
+    const char *name;
+    int B, M, C, kind, act, flags;
+    double mean, spread; // of x
+    Fill fill;
+    int types;
+} Row;
+
+static const Row rows[] = {
+    {"layer 1x1x1", 1, 1, 1, NORM_LAYER, 0, 0, 0, 1, FILL_RANDOM, 0},
+    {"layer 1x1x7", 1, 1, 7, NORM_LAYER, 0, RSTD, 0, 1, FILL_RANDOM, 0},
+    {"layer 3x5x17", 3, 5, 17, NORM_LAYER, 0, RSTD | GAP, 0, 1, FILL_RANDOM, 0},
+    {"layer 2x33x63", 2, 33, 63, NORM_LAYER, 0, RSTD, 0, 1, FILL_RANDOM, 0},
+    {"layer 2x9x64", 2, 9, 64, NORM_LAYER, 0, 0, 0, 1, FILL_RANDOM, 0},
+    {"layer 2x64x192", 2, 64, 192, NORM_LAYER, 0, RSTD, 0, 1, FILL_RANDOM, 0},
+    {"layer 1x5x129", 1, 5, 129, NORM_LAYER, 0, LEAD, 0, 1, FILL_RANDOM, 0},
+    {"layer 1x3x1030", 1, 3, 1030, NORM_LAYER, 0, RSTD, 0, 1, FILL_RANDOM, 0},
+    {"layer 1x2x3072", 1, 2, 3072, NORM_LAYER, 0, 0, 0, 1, FILL_RANDOM, 0},
+    {"layer weight", 2, 7, 65, NORM_LAYER, 0, WEIGHT, 0, 1, FILL_RANDOM, 0},
+    {"layer bias", 2, 7, 66, NORM_LAYER, 0, BIAS, 0, 1, FILL_RANDOM, 0},
+    {"layer weight bias", 1, 17, 100, NORM_LAYER, 0, WEIGHT | BIAS | RSTD, 0, 1, FILL_RANDOM, 0},
+    {"layer adaLN", 3, 17, 192, NORM_LAYER, 0, ADALN | RSTD, 0, 1, FILL_RANDOM, 0},
+    {"layer adaLN odd", 3, 9, 67, NORM_LAYER, 0, ADALN | GAP | LEAD, 0, 1, FILL_RANDOM, 0},
+    {"layer scale only", 2, 9, 40, NORM_LAYER, 0, SCALE | PER_ROW, 0, 1, FILL_RANDOM, 0},
+    {"layer shift only", 2, 9, 40, NORM_LAYER, 0, SHIFT | PER_TOKEN, 0, 1, FILL_RANDOM, 0},
+    {"layer scale row", 2, 9, 40, NORM_LAYER, 0, SCALE | SHIFT, 0, 1, FILL_RANDOM, 0},
+    {"layer all", 2, 11, 72, NORM_LAYER, ACT_SILU, WEIGHT | BIAS | ADALN | RSTD | GAP, 0, 1, FILL_RANDOM, 0},
+    {"layer silu", 1, 5, 33, NORM_LAYER, ACT_SILU, 0, 0, 1, FILL_RANDOM, 0},
+    {"layer gelu", 1, 5, 33, NORM_LAYER, ACT_GELU, WEIGHT, 0, 1, FILL_RANDOM, 0},
+    {"layer gelu_erf", 1, 5, 33, NORM_LAYER, ACT_GELU_ERF, WEIGHT, 0, 1, FILL_RANDOM, 0},
+    {"layer quick_gelu", 1, 5, 33, NORM_LAYER, ACT_QUICK_GELU, BIAS, 0, 1, FILL_RANDOM, 0},
+    {"layer relu", 1, 5, 33, NORM_LAYER, ACT_RELU, BIAS, 0, 1, FILL_RANDOM, 0},
+    {"layer tanh", 1, 5, 33, NORM_LAYER, ACT_TANH, 0, 0, 1, FILL_RANDOM, 0},
+    {"layer sigmoid", 1, 5, 33, NORM_LAYER, ACT_SIGMOID, 0, 0, 1, FILL_RANDOM, 0},
+    {"layer large mean", 2, 9, 192, NORM_LAYER, 0, RSTD, 1000, 0.1, FILL_RANDOM, 0},
+    {"layer large mean odd", 1, 5, 131, NORM_LAYER, 0, WEIGHT | RSTD, -300, 0.5, FILL_RANDOM, 0},
+    {"layer tiny spread", 1, 5, 96, NORM_LAYER, 0, RSTD, 0, 1e-3, FILL_RANDOM, 0},
+    {"layer flat rows", 2, 5, 64, NORM_LAYER, 0, RSTD | FLAT, 4, 0, FILL_RANDOM, 0},
+    {"layer outliers", 2, 9, 200, NORM_LAYER, 0, RSTD | ADALN, 0, 1, FILL_OUTLIERS, 0},
+    {"layer far", 1, 5, 64, NORM_LAYER, 0, WEIGHT | BASE, 0, 1, FILL_RANDOM, 0},
+    {"layer 70000 rows", 1, 70000, 5, NORM_LAYER, 0, 0, 0, 1, FILL_RANDOM, 1},
+    {"rms 1x3x7", 1, 3, 7, NORM_RMS, 0, RSTD, 0, 1, FILL_RANDOM, 0},
+    {"rms 2x17x65", 2, 17, 65, NORM_RMS, 0, WEIGHT | GAP, 0, 1, FILL_RANDOM, 0},
+    {"rms 1x33x256", 1, 33, 256, NORM_RMS, 0, WEIGHT | RSTD, 0.5, 1, FILL_RANDOM, 0},
+    {"rms 1x4x1100", 1, 4, 1100, NORM_RMS, 0, LEAD, 0, 1, FILL_RANDOM, 0},
+    {"rms all", 2, 9, 72, NORM_RMS, ACT_GELU, WEIGHT | BIAS | ADALN | RSTD, 0, 1, FILL_RANDOM, 0},
+    {"rms outliers", 2, 5, 130, NORM_RMS, 0, WEIGHT, 0, 1, FILL_OUTLIERS, 0},
+    {"rms tiny", 1, 5, 64, NORM_RMS, 0, RSTD, 0, 1e-3, FILL_RANDOM, 0},
+};
+
+// x; weight and bias; scale and shift; y.
+static const struct { DType x, w, s, y; } combos[] = {
+    {DT_F32, DT_F32, DT_F32, DT_F32},   {DT_BF16, DT_BF16, DT_BF16, DT_BF16},
+    {DT_F16, DT_F16, DT_F16, DT_F16},   {DT_F32, DT_F32, DT_F32, DT_BF16},
+    {DT_F32, DT_F32, DT_F32, DT_F16},   {DT_F32, DT_F16, DT_F32, DT_F32},
+    {DT_BF16, DT_F32, DT_F32, DT_BF16}, {DT_F32, DT_BF16, DT_BF16, DT_BF16},
+};
+static const char *const names[] = {
+    "f32", "bf16", "f16", "f32 -> bf16", "f32 -> f16", "f32 x f16", "bf16 x f32", "f32 x bf16",
+};
+
+static double flat_value(const Case *c, int operand, int64_t index, uint64_t random) {
+    (void)random;
+    return (double)(index / c->t[operand].shape[2] % 3) * 0.5 + rows[c->knob].mean;
+}
+
+static bool build(int index, int types, Case *c) {
+    const Row *r = &rows[index];
+    if (r->types && types >= r->types) return false;
+    snprintf(c->name, sizeof c->name, "%s", r->name);
+    c->knob = index;
+    CaseTensor *x = case_tensor(c, norm_x, combos[types].x, r->fill, 3, DIMS(r->B, r->M, r->C));
+    x->shift = r->mean;
+    x->amp = r->spread;
+    if (r->flags & FLAT) x->value = flat_value;
+    int64_t b = r->flags & (PER_BATCH | PER_ROW) ? r->B : 1;
+    int64_t m = r->flags & (PER_ROW | PER_TOKEN) ? r->M : 1;
+    const int64_t *channels = DIMS(1, 1, r->C), *rows_of = DIMS(b, m, r->C);
+    if (r->flags & WEIGHT) case_tensor(c, norm_weight, combos[types].w, FILL_RANDOM, 3, channels);
+    if (r->flags & BIAS) case_tensor(c, norm_bias, combos[types].w, FILL_RANDOM, 3, channels);
+    if (r->flags & SCALE) case_tensor(c, norm_scale, combos[types].s, FILL_RANDOM, 3, rows_of);
+    if (r->flags & SHIFT) case_tensor(c, norm_shift, combos[types].s, FILL_RANDOM, 3, rows_of);
+    case_tensor(c, norm_y, combos[types].y, FILL_POISON, 3, DIMS(r->B, r->M, r->C));
+    if (r->flags & RSTD) case_tensor(c, norm_rstd, DT_F32, FILL_POISON, 3, DIMS(r->B, r->M, 1));
+    for (int i = 0; i < norm_operand_count; i++) {
+        if (!c->t[i].present) continue;
+        if (r->flags & GAP) case_gap(&c->t[i], 3 + i);
+        if (r->flags & LEAD) c->t[i].lead = 1 + i;
+    }
+    if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    c->params.norm = (NormParams){.kind = (uint32_t)r->kind, .act = (uint32_t)r->act,
+                                  .eps = index % 3 == 1 ? 1e-5f : 1e-6f};
+    c->c = r->act ? 16 : 8;
+    return true;
+}
+
+// With r = rstd and n = (x - mean) r: the rounding of the mean is relative to the mean of |x|, and
+// reaches r only squared. Then weight, bias, scale, shift as absolute values.
+static bool magnitude(const Oracle *o, const Case *c, const HostTensor *t, int output, double *mag,
+                      Error *err) {
+    (void)o, (void)err;
+    const int64_t *n = t[norm_x].shape;
+    int64_t C = n[2];
+    for (int64_t row = 0; row < n[0] * n[1]; row++) {
+        const double *x = t[norm_x].v + row * C;
+        double mean = 0, size = 0, var = 0;
+        for (int64_t i = 0; i < C; i++) mean += x[i] / (double)C, size += fabs(x[i]) / (double)C;
+        if (c->params.norm.kind == NORM_RMS) mean = size = 0;
+        for (int64_t i = 0; i < C; i++) var += (x[i] - mean) * (x[i] - mean) / (double)C;
+        double r = 1 / sqrt(var + (double)c->params.norm.eps);
+        double moved = size * r * size * r * 0x1p-20; // of the mean's error, squared
+        if (output == norm_rstd) {
+            mag[row] = r * (4 + moved);
+            continue;
+        }
+        for (int64_t i = 0; i < C; i++) {
+            double m = (fabs(x[i]) + size) * r * (1 + moved);
+            const HostTensor *s = &t[norm_scale];
+            int64_t at = 0;
+            if (s->present || t[norm_shift].present) {
+                const int64_t *k = s->present ? s->shape : t[norm_shift].shape;
+                at = ((k[0] == 1 ? 0 : row / n[1]) * k[1] + (k[1] == 1 ? 0 : row % n[1])) * C + i;
+            }
+            if (t[norm_weight].present) m *= fabs(t[norm_weight].v[i]);
+            if (t[norm_bias].present) m += fabs(t[norm_bias].v[i]);
+            if (s->present) m *= 1 + fabs(s->v[at]);
+            if (t[norm_shift].present) m += fabs(t[norm_shift].v[at]);
+            mag[row * C + i] = m + (c->params.norm.act ? 1 : 0);
+        }
+    }
+    return true;
+}
+
+static const FieldRange ranges[] = {{"act", ACT_COUNT}, {0}};
+const OpCases norm_cases = {.types = names, .type_count = COUNT_OF(names), .count = COUNT_OF(rows),
+                            .build = build, .magnitude = magnitude, .ranges = ranges};
