@@ -75,14 +75,20 @@ typedef struct KernelRow {
     KernelPass pass[MAX_PASSES]; // module NULL ends the list
 } KernelRow;
 
+// What a device offers to rows.
+typedef struct RowLimits {
+    uint32_t caps, shared, threads; // CAP_*, bytes per workgroup, invocations per workgroup
+    bool choose_subgroup;           // a pipeline may ask for its subgroup size
+    uint32_t subgroup_min, subgroup_max;
+} RowLimits;
+
 extern const KernelRow kernel_rows[];
 extern const int kernel_row_count;
 
 int rows_count(OpId op);
 const KernelRow *rows_get(OpId op, int row); // NULL past the end
-// Could this row run the call on a device of these limits? `why` (128 bytes) may be NULL.
-bool row_takes(const KernelRow *row, const OpCall *call, const DeviceInfo *info, uint32_t caps,
-               char *why);
+// Could a device of these limits run the call by this row? `why` (128 bytes) may be NULL.
+bool row_takes(const KernelRow *row, const OpCall *call, const RowLimits *limits, char *why);
 // Tiles of one pass for this call; 0 where a shape is empty or the pass is skipped.
 uint64_t pass_tiles(const KernelPass *pass, const OpCall *call);
 // Value of a constant or need.

@@ -17,7 +17,8 @@
 //     16+i  the dtype of operand i, for the operands named in the row's .typed
 //     32+   the row's own (.constants)
 // Sizes and flags that change from call to call are read from the argument block instead, so that
-// no pipeline depends on a shape.
+// no pipeline depends on a shape. But software drivers run both sides of every branch: what selects
+// code in an inner loop is better a constant (.constants with FROM_PARAM, .typed).
 //
 // Addresses are uvec2 (low, high). A kernel adds what may be large to the 64-bit address once per
 // tile (addr_add) and indexes with 32 bits (under 2^31 elements) from there.
@@ -35,12 +36,15 @@ layout(push_constant) uniform Push {
     uint unused;
 } push;
 
+#ifndef KILN_PARAMS
+#define KILN_PARAMS p // what the parameters are called beside the operands
+#endif
 #define KILN_FIELD(op, name) TensorArg name;
 #define KILN_ARGS(Name, OPERANDS, FIELDS)                                                         \
     struct Name##Params { FIELDS };                                                               \
     struct Name##Args {                                                                           \
         OPERANDS(KILN_FIELD, KILN_FIELD, KILN_FIELD, KILN_FIELD, KILN_FIELD, KILN_FIELD)          \
-        Name##Params p;                                                                           \
+        Name##Params KILN_PARAMS;                                                                       \
     };                                                                                            \
     layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Name##Block {   \
         Name##Args a;                                                                             \

@@ -1,0 +1,123 @@
+// kernels.c: the table of kernel rows, and whether a row takes a call.
+#include "backend/vulkan/kernels.h"
+
+const KernelRow kernel_rows[] = {
+#include "backend/vulkan/kernels.def"
+    {.name = NULL},
+};
+const int kernel_row_count = (int)COUNT_OF(kernel_rows) - 1;
+
+int rows_count(OpId op) {
+    int n = 0;
+    for (int i = 0; i < kernel_row_count; i++) n += kernel_rows[i].op == op;
+    return n;
+}
+
+const KernelRow *rows_get(OpId op, int row) {
+    for (int i = 0; i < kernel_row_count; i++)
+        if (kernel_rows[i].op == op && row-- == 0) return &kernel_rows[i];
+    return NULL;
+}
+
+uint32_t row_number(Source from, int operand, uint32_t index, const OpCall *call) {
+    switch (from) {
+    case FROM_DIM: return (uint32_t)ref_dim(&call->t[operand], (int)index);
+    case FROM_PARAM: {
+        uint32_t word;
+        memcpy(&word, (const char *)&call->params + 4 * index, 4);
+        return word;
+    }
+    default: return index;
+    }
+}
+
+static bool refuse(char *why, const char *format, ...) PRINTF_LIKE(2, 3);
+static bool refuse(char *why, const char *format, ...) {
+    if (!why) return false;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(why, 128, format, args);
+    va_end(args);
+    return false;
+}
+
+static bool aligned(const TensorRef *t, uint32_t n) {
+    if (n <= 1) return true;
+    if (t->offset % ((uint64_t)dtype_size(t->dtype) * n)) return false;
+    if (ref_dim(t, 5) % n || (ref_dim(t, 5) > 1 && ref_stride(t, 5) != 1)) return false;
+    for (int i = 0; i < 5; i++)
+        if (ref_stride(t, i) % n) return false;
+    return true;
+}
+
+static bool takes_operands(const KernelRow *row, const OpCall *call, char *why) {
+    const OpInfo *op = &op_info[call->op];
+    int first = -1;
+    for (int i = 0; i < op->operand_count; i++) {
+        const TensorRef *t = &call->t[i];
+        if (!t->buffer) continue;
+        const char *name = op->operand[i].name;
+        if (row->absent & OPERAND(i)) return refuse(why, "%s takes no %s", row->name, name);
+        uint32_t types = row->types[i] ? row->types[i] : T_FLOAT;
+        if (!(types >> t->dtype & 1))
+            return refuse(why, "%s does not take %s in %s", row->name, name, dtype_name(t->dtype));
+        if (row->same_type & OPERAND(i)) {
+            if (first >= 0 && call->t[first].dtype != t->dtype)
+                return refuse(why, "%s wants %s of the type of %s", row->name, name,
+                              op->operand[first].name);
+            if (first < 0) first = i;
+        }
+        if (!aligned(t, row->align[i]))
+            return refuse(why, "%s wants %s in vectors of %u", row->name, name, row->align[i]);
+    }
+    return true;
+}
+
+static bool takes_needs(const KernelRow *row, const OpCall *call, char *why) {
+    for (int i = 0; i < MAX_NEEDS && row->needs[i].from != FROM_VALUE; i++) {
+        const RowNeed *need = &row->needs[i];
+        if (need->from == FROM_DIM && !call->t[need->operand].buffer) continue;
+        uint32_t n = row_number(need->from, need->operand, need->index, call);
+        bool fits = n >= need->min && (!need->max || n <= need->max) &&
+                    (!need->multiple || n % need->multiple == 0) && (!need->zero || n == 0);
+        if (fits) continue;
+        if (need->from == FROM_DIM)
+            return refuse(why, "%s does not take %s with %u in dimension %u of 6", row->name,
+                          op_info[call->op].operand[need->operand].name, n, need->index);
+        return refuse(why, "%s does not take parameter %u = %u", row->name, need->index, n);
+    }
+    return true;
+}
+
+bool row_takes(const KernelRow *row, const OpCall *call, const RowLimits *limits, char *why) {
+    if (row->caps & ~limits->caps) return refuse(why, "%s needs a feature of the device", row->name);
+    if (row->shared > limits->shared)
+        return refuse(why, "%s needs %u bytes of shared memory", row->name, row->shared);
+    for (int i = 0; i < MAX_PASSES && row->pass[i].module; i++) {
+        const KernelPass *pass = &row->pass[i];
+        if (pass->threads > limits->threads)
+            return refuse(why, "%s needs workgroups of %u", row->name, pass->threads);
+        if (pass->subgroup && (!limits->choose_subgroup || pass->subgroup < limits->subgroup_min ||
+                               pass->subgroup > limits->subgroup_max))
+            return refuse(why, "%s needs subgroups of %u", row->name, pass->subgroup);
+    }
+    if (!takes_operands(row, call, why) || !takes_needs(row, call, why)) return false;
+    for (int i = 0; i < MAX_PASSES && row->pass[i].module; i++)
+        if (pass_tiles(&row->pass[i], call) > UINT32_MAX ||
+            (row->pass[i].flat && ref_count(&call->t[row->pass[i].grid]) > UINT32_MAX))
+            return refuse(why, "%s takes at most 2^32 tiles or elements", row->name);
+    return true;
+}
+
+uint64_t pass_tiles(const KernelPass *pass, const OpCall *call) {
+    if (pass->if_present && !call->t[pass->if_present - 1].buffer) return 0;
+    const TensorRef *grid = &call->t[pass->grid];
+    uint64_t tiles = 1;
+    if (pass->flat) return ((uint64_t)ref_count(grid) + pass->flat - 1) / pass->flat;
+    for (int i = 0; i < MAX_DIMS; i++) {
+        uint64_t size = (uint64_t)ref_dim(grid, i), tile = pass->tile[i];
+        uint64_t n = tile ? (size + tile - 1) / tile : 1;
+        if (!mul_size(tiles, n, &tiles)) return UINT64_MAX;
+    }
+    return tiles;
+}
