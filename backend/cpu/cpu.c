@@ -21,9 +21,11 @@ static void (*const oracle[OP_COUNT])(const OpCall *call) = {
 #undef OP
 };
 
+enum { ROWS_MAX = 16 }; // per op
+
 typedef struct CpuState {
     Cpu cpu;
-    const CpuRow *rows[OP_COUNT][16]; // those this processor can run; the oracle stands after them
+    const CpuRow *rows[OP_COUNT][ROWS_MAX]; // those this processor can run; the oracle stands after them
     int row_count[OP_COUNT];
     void *scratch_block;
     ARRAY(Program *) queue; // submitted, not run yet
@@ -113,6 +115,9 @@ static bool cpu_open(Device *dev, int index, Error *err) {
 static void cpu_close(Device *dev) {
     CpuState *s = dev->state;
     if (!s) return;
+#if HAVE_ONEDNN
+    onednn_close(&s->cpu);
+#endif
     pool_free(s->cpu.pool);
     free(s->scratch_block);
     mem_free(s);

@@ -19,8 +19,9 @@ typedef struct Cpu {
     void *scratch; // one space of SCRATCH_BYTES per thread
     void *onednn;  // cached primitives; NULL until the first
 } Cpu;
+void onednn_close(Cpu *cpu);
 
-enum { SCRATCH_BYTES = 4 << 20 };
+enum { SCRATCH_BYTES = 8 << 20 };
 static inline void *cpu_scratch(const Cpu *cpu, int thread) {
     return (char *)cpu->scratch + (size_t)thread * SCRATCH_BYTES;
 }
