@@ -60,7 +60,8 @@ static void assert_damage(const Dataset *set, int count, const char *text) {
     assert_int_equal(dataset_damage_count(set), count);
     for (int i = 0; i < count; i++)
         if (strstr(dataset_damage(set, i), text)) return;
-    fail_msg("expected damage with \"%s\", found \"%s\"", text, count ? dataset_damage(set, 0) : "none");
+    fail_msg("expected damage with \"%s\", found \"%s\"", text,
+             count ? dataset_damage(set, 0) : "none");
 }
 
 static void assert_name(const Dataset *set, int i, const char *name) {
@@ -84,7 +85,8 @@ static void test_folders(void **state) {
     assert_int_equal(dataset_class_count(set), 3);
     assert_string_equal(dataset_class(set, 0), "Ant"); // byte order
     assert_string_equal(dataset_class(set, 2), "dog");
-    static const char *const names[] = {"Ant/x.jpeg", "cat/10.png", "cat/9.PNG", "dog/a.jpg", "dog/b.png"};
+    static const char *const names[] = {"Ant/x.jpeg", "cat/10.png", "cat/9.PNG", "dog/a.jpg",
+                                        "dog/b.png"};
     static const int labels[] = {0, 1, 1, 2, 2};
     for (int i = 0; i < 5; i++) {
         assert_name(set, i, names[i]);
@@ -182,7 +184,8 @@ static void test_cifar_damage(void **state) {
     Error err = {0};
     uint8_t *data = cifar_bytes(0, 4);
     data[2 * RECORD] = 10;
-    Dataset *set = dataset_open_memory(NULL, DATASET_CIFAR, "x.bin", data, 4 * RECORD - 5, NULL, &err);
+    Dataset *set =
+        dataset_open_memory(NULL, DATASET_CIFAR, "x.bin", data, 4 * RECORD - 5, NULL, &err);
     assert_int_equal(dataset_count(set), 2);
     assert_damage(set, 2, "x.bin record 2: expected a class of 0 to 9, found 10");
     assert_damage(set, 2, "x.bin: expected records of 3073 bytes, found 3068 bytes at the end");
@@ -202,7 +205,8 @@ static uint8_t *shard(const char *const (*members)[2], int count, size_t *n) {
     for (int i = 0; i < count; i++) {
         uint8_t *bytes = (uint8_t *)(uintptr_t)members[i][1];
         size_t size = bytes ? strlen(members[i][1]) : 0;
-        if (!bytes) assert_true(image_encode_png(dir, picture(i, 32), NULL, 0, &bytes, &size, NULL));
+        if (!bytes)
+            assert_true(image_encode_png(dir, picture(i, 32), NULL, 0, &bytes, &size, NULL));
         assert_true(tar_add(tar, members[i][0], bytes, size, NULL));
     }
     assert_true(tar_finish(tar, NULL));
@@ -216,8 +220,9 @@ static void test_shards(void **state) {
     Error err = {0};
     size_t n;
     static const char *const members[][2] = {
-        {"a.png", NULL},      {"a.cls", "2"},   {"d/b.json", "{}"}, {"d/b.cls", " 0\n"}, {"d/b.jpg", NULL},
-        {"notes", "nothing"}, {"c.txt", "hey"}, {"e.png", NULL},    {"e.cls", "1"},
+        {"a.png", NULL},     {"a.cls", "2"},    {"d/b.json", "{}"},
+        {"d/b.cls", " 0\n"}, {"d/b.jpg", NULL}, {"notes", "nothing"},
+        {"c.txt", "hey"},    {"e.png", NULL},   {"e.cls", "1"},
     };
     uint8_t *data = shard(members, COUNT_OF(members), &n);
     Dataset *set = dataset_open_memory(NULL, DATASET_SHARDS, "m.tar", data, n, NULL, &err);
@@ -260,12 +265,27 @@ static void test_shard_damage(void **state) {
     Error err = {0};
     size_t n;
     static const char *const members[][2] = {
-        {"good.png", NULL},   {"good.cls", "1"},  {"nocls.png", NULL},    {"nopic.cls", "1"},
-        {"bad.png", NULL},    {"bad.cls", "cat"}, {"neg.png", NULL},      {"neg.cls", "-1"},
-        {"large.png", NULL},  {"large.cls", "9"}, {"../up.png", NULL},    {"../up.cls", "0"},
-        {"/abs.png", NULL},   {"/abs.cls", "0"},  {"two.png", NULL},      {"two.jpg", NULL},
-        {"two.cls", "1"},     {"huge.png", NULL}, {"huge.cls", "99999999999999999999"},
-        {"broken.png", "no"}, {"broken.cls", "0"},
+        {"good.png", NULL},
+        {"good.cls", "1"},
+        {"nocls.png", NULL},
+        {"nopic.cls", "1"},
+        {"bad.png", NULL},
+        {"bad.cls", "cat"},
+        {"neg.png", NULL},
+        {"neg.cls", "-1"},
+        {"large.png", NULL},
+        {"large.cls", "9"},
+        {"../up.png", NULL},
+        {"../up.cls", "0"},
+        {"/abs.png", NULL},
+        {"/abs.cls", "0"},
+        {"two.png", NULL},
+        {"two.jpg", NULL},
+        {"two.cls", "1"},
+        {"huge.png", NULL},
+        {"huge.cls", "99999999999999999999"},
+        {"broken.png", "no"},
+        {"broken.cls", "0"},
     };
     uint8_t *data = shard(members, COUNT_OF(members), &n);
     assert_true(os_make_dirs(at("w"), NULL));
@@ -329,7 +349,8 @@ static void test_nothing_there(void **state) {
     assert_null(dataset_open(NULL, at("none"), NULL, &err));
     assert_non_null(strstr(err.text, "found nothing"));
     assert_null(dataset_open(NULL, dir, NULL, &err));
-    assert_non_null(strstr(err.text, "expected a folder of .jpg or .png files per class, found none"));
+    assert_non_null(
+        strstr(err.text, "expected a folder of .jpg or .png files per class, found none"));
     assert_null(dataset_open(NULL, scratch_write(dir, dir, "x.zip", "", 0), NULL, &err));
     assert_non_null(strstr(err.text, "found another file"));
     assert_null(dataset_open(NULL, scratch_write(dir, dir, "t/0.tar", "", 0), NULL, &err));
@@ -338,7 +359,8 @@ static void test_nothing_there(void **state) {
 }
 
 static bool same_samples(Dataset *a, Dataset *b) {
-    if (dataset_count(a) != dataset_count(b) || dataset_class_count(a) != dataset_class_count(b)) return false;
+    if (dataset_count(a) != dataset_count(b) || dataset_class_count(a) != dataset_class_count(b))
+        return false;
     uint8_t x[3072], y[3072];
     for (int c = 0; c < dataset_class_count(a); c++)
         if (strcmp(dataset_class(a, c), dataset_class(b, c)) != 0) return false;
@@ -455,11 +477,13 @@ static void test_info_and_preview(void **state) {
     Image *sheet = dataset_preview(dir, set, 3, 4, 32, &err);
     assert_int_equal(sheet->width, 4 * 34 + 2);
     assert_int_equal(sheet->height, 3 * 34 + 2);
-    const uint8_t *cell = sheet->rgb + ((36 + 0) * sheet->width + 2) * 3; // row of "cat", first picture
+    const uint8_t *cell =
+        sheet->rgb + ((36 + 0) * sheet->width + 2) * 3; // row of "cat", first picture
     assert_memory_equal(cell, picture(3, 32)->rgb, 32 * 3);
     assert_null(dataset_preview(dir, set, 3, 0, 32, &err));
     dataset_close(set);
-    set = dataset_open_memory(NULL, DATASET_CIFAR, "x.bin", cifar_bytes(0, 12), 12 * RECORD, NULL, &err);
+    set = dataset_open_memory(NULL, DATASET_CIFAR, "x.bin", cifar_bytes(0, 12), 12 * RECORD, NULL,
+                              &err);
     assert_true(dataset_info(dir, set, &info, NULL, NULL, &err));
     assert_int_equal(info.part_count, 1);
     assert_int_equal(info.parts[0].count, 12);
@@ -470,9 +494,9 @@ static void test_info_and_preview(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_folders),       TEST(test_folder_damage),   TEST(test_cifar),
-        TEST(test_cifar_damage),  TEST(test_shards),          TEST(test_shard_damage),
-        TEST(test_gzip_shards),   TEST(test_nothing_there),   TEST(test_import),
+        TEST(test_folders),         TEST(test_folder_damage),    TEST(test_cifar),
+        TEST(test_cifar_damage),    TEST(test_shards),           TEST(test_shard_damage),
+        TEST(test_gzip_shards),     TEST(test_nothing_there),    TEST(test_import),
         TEST(test_import_failures), TEST(test_info_and_preview),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

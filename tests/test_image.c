@@ -9,6 +9,7 @@
 #include "tests/scratch.h"
 
 #include <math.h>
+#include <jpeglib.h>
 #include <zlib.h>
 
 static void *scope;
@@ -47,7 +48,8 @@ static void test_png(void **state) {
     (void)state;
     Error err = {0};
     Image *image = noise(37, 19);
-    ImageText texts[] = {{"parameters", "a cat\nSteps: 20, Seed: 1"}, {"note", "gr\xc3\xbc\xc3\x9f"}};
+    ImageText texts[] = {{"parameters", "a cat\nSteps: 20, Seed: 1"},
+                         {"note", "gr\xc3\xbc\xc3\x9f"}};
     uint8_t *bytes;
     size_t n;
     assert_true(image_encode_png(scope, image, texts, 2, &bytes, &n, &err));
@@ -83,6 +85,59 @@ static void test_jpeg(void **state) {
     assert_int_equal(w * 1000 + h, 50031);
 }
 
+// What cameras and print shops write: grey, progressive, inverted CMYK. Flat colour, so that only
+// the rounding of JPEG is between the two.
+static uint8_t *flat_jpeg(J_COLOR_SPACE space, int channels, const uint8_t *colour,
+                          unsigned long *n) {
+    struct jpeg_compress_struct c;
+    struct jpeg_error_mgr errors;
+    uint8_t *bytes = NULL, row[40 * 4];
+    c.err = jpeg_std_error(&errors);
+    jpeg_create_compress(&c);
+    jpeg_mem_dest(&c, &bytes, n);
+    c.image_width = 40;
+    c.image_height = 24;
+    c.input_components = channels;
+    c.in_color_space = space;
+    jpeg_set_defaults(&c);
+    jpeg_set_quality(&c, 95, TRUE);
+    jpeg_simple_progression(&c);
+    jpeg_start_compress(&c, TRUE);
+    for (int i = 0; i < 40 * channels; i++) row[i] = colour[i % channels];
+    JSAMPROW rows[1] = {row};
+    while (c.next_scanline < c.image_height) jpeg_write_scanlines(&c, rows, 1);
+    jpeg_finish_compress(&c);
+    jpeg_destroy_compress(&c);
+    return bytes;
+}
+
+static void test_jpeg_kinds(void **state) {
+    (void)state;
+    static const struct {
+        J_COLOR_SPACE space;
+        int channels;
+        uint8_t colour[4];
+        int rgb[3];
+    } kinds[] = {
+        {JCS_GRAYSCALE, 1, {77}, {77, 77, 77}},
+        {JCS_RGB, 3, {200, 30, 90}, {200, 30, 90}},
+        {JCS_CMYK, 4, {255, 128, 0, 255}, {255, 128, 0}},
+        {JCS_CMYK, 4, {255, 128, 64, 128}, {128, 64, 32}},
+    };
+    for (size_t k = 0; k < COUNT_OF(kinds); k++) {
+        unsigned long n = 0;
+        uint8_t *bytes = flat_jpeg(kinds[k].space, kinds[k].channels, kinds[k].colour, &n);
+        Image *image = image_decode(scope, bytes, n, NULL);
+        assert_non_null(image);
+        assert_int_equal(image->width * 100 + image->height, 4024);
+        for (int i = 0; i < 40 * 24 * 3; i++)
+            assert_true(abs(image->rgb[i] - kinds[k].rgb[i % 3]) <= 2);
+        for (unsigned long cut = 0; cut < n; cut += 7)
+            assert_null(image_decode(scope, bytes, cut, NULL));
+        free(bytes);
+    }
+}
+
 // Every proper beginning of a file is an error.
 static void test_truncated(void **state) {
     (void)state;
@@ -104,8 +159,8 @@ static void test_truncated(void **state) {
     }
 }
 
-// A flipped bit in a PNG is always noticed; in a JPEG, which has no checksums, it may not be, but it
-// never does harm.
+// A flipped bit in a PNG is always noticed; in a JPEG, which has no checksums, it may not be, but
+// it never does harm.
 static void test_flipped(void **state) {
     (void)state;
     uint8_t *bytes;
@@ -141,7 +196,8 @@ static void test_bombs(void **state) {
     size_t n;
     Error err = {0};
     assert_true(image_encode_png(scope, noise(4, 4), NULL, 0, &bytes, &n, NULL));
-    static const uint32_t sides[][2] = {{100000, 100000}, {0x7fffffff, 1}, {32768, 32768}, {0, 4}, {8192, 8192}};
+    static const uint32_t sides[][2] = {
+        {100000, 100000}, {0x7fffffff, 1}, {32768, 32768}, {0, 4}, {8192, 8192}};
     for (size_t i = 0; i < COUNT_OF(sides); i++) {
         put32(bytes + 16, sides[i][0]);
         put32(bytes + 20, sides[i][1]);
@@ -276,8 +332,9 @@ static void test_numbers(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_png),   TEST(test_jpeg),   TEST(test_truncated), TEST(test_flipped), TEST(test_bombs),
-        TEST(test_files), TEST(test_resize), TEST(test_fit),       TEST(test_grid),    TEST(test_numbers),
+        TEST(test_png),     TEST(test_jpeg),  TEST(test_jpeg_kinds), TEST(test_truncated),
+        TEST(test_flipped), TEST(test_bombs), TEST(test_files),      TEST(test_resize),
+        TEST(test_fit),     TEST(test_grid),  TEST(test_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

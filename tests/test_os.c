@@ -92,7 +92,8 @@ static void test_write_errors(void **state) {
 
 static void test_links_and_modes(void **state) {
     (void)state;
-    char *target = scratch_write(dir, dir, "real", "old", 3), *name = os_path_join(dir, dir, "link");
+    char *target = scratch_write(dir, dir, "real", "old", 3),
+         *name = os_path_join(dir, dir, "link");
     assert_int_equal(chmod(target, 0640), 0);
     assert_int_equal(symlink("real", name), 0);
     assert_true(os_write_file(name, "new", 3, NULL));
@@ -267,9 +268,12 @@ static void test_interrupt(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_write_replaces), TEST(test_write_large_and_seek), TEST(test_write_errors),
-        TEST(test_links_and_modes), TEST(test_stale), TEST(test_read_limits), TEST(test_folders),
-        TEST(test_cache_dir), TEST(test_threads), TEST(test_machine), TEST(test_interrupt),
+        TEST(test_write_replaces), TEST(test_write_large_and_seek),
+        TEST(test_write_errors),   TEST(test_links_and_modes),
+        TEST(test_stale),          TEST(test_read_limits),
+        TEST(test_folders),        TEST(test_cache_dir),
+        TEST(test_threads),        TEST(test_machine),
+        TEST(test_interrupt),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

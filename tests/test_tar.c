@@ -90,8 +90,11 @@ static void test_system_tar(void **state) {
     size_t n;
     if (system("tar --version >/dev/null 2>&1")) skip();
     write_archive("a.tar", false, &n);
-    char *command = mem_printf(dir, "cd %s && mkdir out && tar xf a.tar -C out && test \"$(cat out/a.txt)\" = "
-                                    "hello && test -f out/%s", dir, long_name);
+    char *command =
+        mem_printf(dir,
+                   "cd %s && mkdir out && tar xf a.tar -C out && test \"$(cat out/a.txt)\" = "
+                   "hello && test -f out/%s",
+                   dir, long_name);
     assert_int_equal(system(command), 0);
     char deep[64], name[400];
     snprintf(deep, sizeof deep, "deep/%050d", 0);
@@ -99,8 +102,8 @@ static void test_system_tar(void **state) {
     scratch_write(dir, dir, name, "deep one", 8);
     static const char *const formats[] = {"v7", "ustar", "gnu", "pax"};
     for (int i = 0; i < 4; i++) {
-        command = mem_printf(dir, "cd %s && tar cf f.tar --format=%s %s 2>/dev/null", dir, formats[i],
-                             i ? "deep" : "a.tar");
+        command = mem_printf(dir, "cd %s && tar cf f.tar --format=%s %s 2>/dev/null", dir,
+                             formats[i], i ? "deep" : "a.tar");
         assert_int_equal(system(command), 0);
         uint8_t *data = os_read_file(dir, os_path_join(dir, dir, "f.tar"), 1 << 20, &n, NULL);
         TarReader tar = tar_reader(dir, data, n);
@@ -169,7 +172,8 @@ static void test_hostile_headers(void **state) {
         if (i < 148 || i >= 155) assert_int_equal(members * 10 + damaged, 31);
     }
     static const char *const sizes[] = {"77777777777", "\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff",
-                                        "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "0000000x005",
+                                        "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+                                        "0000000x005",
                                         "\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"};
     for (size_t i = 0; i < COUNT_OF(sizes); i++) {
         memcpy(h, data, n);
@@ -184,8 +188,14 @@ static void test_hostile_headers(void **state) {
     count_results(h, n, &members, &damaged);
     assert_int_equal(members * 10 + damaged, 40);
     // pax records: broken lengths, sizes past the end.
-    static const char *const records[] = {"999 path=x\n", "5 path=x\n", "0 path=x\n", "-3 path=x\n", "12 pathx\n",
-                                          "30 size=99999999999999999999\n", "x", "21 size=99999999999\n",
+    static const char *const records[] = {"999 path=x\n",
+                                          "5 path=x\n",
+                                          "0 path=x\n",
+                                          "-3 path=x\n",
+                                          "12 pathx\n",
+                                          "30 size=99999999999999999999\n",
+                                          "x",
+                                          "21 size=99999999999\n",
                                           "22 GNU.sparse.major=1\n"};
     for (size_t i = 0; i < COUNT_OF(records); i++) {
         memcpy(h, data, n);
@@ -201,8 +211,9 @@ static void test_hostile_headers(void **state) {
 static void test_names(void **state) {
     (void)state;
     static const char *const safe[] = {"a", "a/b.jpg", "a..b", "..a/b", "a/..b", "./a"};
-    static const char *const unsafe[] = {"", "/etc/passwd", "../a", "a/../../b", "a/..", "..", "c:\\x", "c:x",
-                                         "a\\b", "a\nb", "a\x1b[2J"};
+    static const char *const unsafe[] = {"",     "/etc/passwd", "../a",    "a/../../b",
+                                         "a/..", "..",          "c:\\x",   "c:x",
+                                         "a\\b", "a\nb",        "a\x1b[2J"};
     for (size_t i = 0; i < COUNT_OF(safe); i++) assert_true(tar_name_is_safe(safe[i]));
     for (size_t i = 0; i < COUNT_OF(unsafe); i++) assert_false(tar_name_is_safe(unsafe[i]));
 }
@@ -225,7 +236,8 @@ static void test_gzip_damage(void **state) {
     for (size_t bit = 80; bit < n * 8; bit++) { // behind the header, whose time and system are free
         gz[bit / 8] ^= (uint8_t)(1 << bit % 8);
         uint8_t *back = gzip_unpack(dir, gz, n, 1 << 20, &size, &err);
-        // A few bits mean nothing (the fill before the checksum): then the bytes are the right ones.
+        // A few bits mean nothing (the fill before the checksum): then the bytes are the right
+        // ones.
         if (back) assert_true(size == plain && !memcmp(back, sound, plain));
         passed += back != NULL;
         mem_free(back);
@@ -235,7 +247,8 @@ static void test_gzip_damage(void **state) {
     assert_non_null(gzip_unpack(dir, gz, n, plain, &size, &err));
     assert_null(gzip_unpack(dir, gz, n, plain - 1, &size, &err)); // a bomb: past the limit
     assert_non_null(strstr(err.text, "found more"));
-    uint8_t *two = mem_new(dir, 2 * n + 8); // members may follow each other, padding may follow them
+    uint8_t *two =
+        mem_new(dir, 2 * n + 8); // members may follow each other, padding may follow them
     memcpy(two, gz, n);
     memcpy(two + n, gz, n);
     assert_non_null(gzip_unpack(dir, two, 2 * n + 8, 1 << 20, &size, &err));
@@ -256,7 +269,8 @@ static void test_gzip_large(void **state) {
     char *path = os_path_join(dir, dir, "l.gz");
     OutFile *out = out_open(NULL, path, NULL);
     GzipWriter *gz = gzip_open(NULL, out, NULL);
-    for (size_t at = 0; at < n; at += 100000) assert_true(gzip_write(gz, data + at, MIN(n - at, 100000), NULL));
+    for (size_t at = 0; at < n; at += 100000)
+        assert_true(gzip_write(gz, data + at, MIN(n - at, 100000), NULL));
     assert_true(gzip_finish(gz, NULL));
     assert_true(out_commit(out, NULL));
     uint8_t *bytes = os_read_file(dir, path, n, &packed, NULL);
