@@ -1,0 +1,186 @@
+// generate_output.c: see generate_output.h.
+#include "tools/generate_output.h"
+
+#include "backend/os.h"
+#include "engine/npy.h"
+#include "tools/cmd.h"
+
+#include <ctype.h>
+#include <inttypes.h>
+
+enum { GAP = 2, WHITE = 255, MAX_DIGITS = 9 };
+#define MAX_TRACE_BYTES ((uint64_t)2 << 30)
+#define PREVIEW_SECONDS 0.3
+
+Job *job_new(void *parent) {
+    Job *job = MEM_NEW(parent, Job);
+    job->started = os_seconds();
+    return job;
+}
+
+void job_free(Job *job) { mem_free(job); }
+
+const char *job_class(const Job *job, int c) {
+    return job->names ? job->names[c] : mem_printf((void *)(uintptr_t)job, "%d", c);
+}
+
+// ---- names ----------------------------------------------------------------------------------------
+
+// `%d` or `%0Nd` in the file's name; NULL: none. *length of the whole, *digits N.
+static const char *find_number(const char *path, int *length, int *digits) {
+    for (const char *at = strchr(path, '%'); at; at = strchr(at + 1, '%')) {
+        const char *c = at + 1;
+        *digits = 0;
+        if (*c == '0' && c[1] >= '1' && c[1] <= '0' + MAX_DIGITS) *digits = c[1] - '0', c += 2;
+        if (*c != 'd') continue;
+        *length = (int)(c + 1 - at);
+        return at;
+    }
+    return NULL;
+}
+
+static char *picture_path(Job *job, int k, bool numbered) {
+    int length, digits;
+    const char *number = find_number(job->output, &length, &digits);
+    if (number)
+        return mem_printf(job, "%.*s%0*d%s", (int)(number - job->output), job->output, digits, k,
+                          number + length);
+    if (!numbered) return mem_strdup(job, job->output);
+    const char *ending = strrchr(job->output, '.'); // image_can_save has seen one
+    return mem_printf(job, "%.*s-%d%s", (int)(ending - job->output), job->output, k, ending);
+}
+
+static bool same_folder(const char *a, const char *b) {
+    size_t n = (size_t)(os_base_name(a) - a);
+    return n == (size_t)(os_base_name(b) - b) && memcmp(a, b, n) == 0;
+}
+
+bool job_check_outputs(Job *job, Error *err) {
+    job->path_count = job->grid ? 1 : job->count;
+    job->paths = MEM_ARRAY(job, char *, job->path_count);
+    for (int i = 0; i < job->path_count; i++) job->paths[i] = picture_path(job, i, job->path_count > 1);
+    if (job->dump && !os_make_dirs(job->dump, err)) return err_prefix(err, "--dump");
+    if (job->preview && !cmd_check_output(job->preview, err)) return err_prefix(err, "--preview");
+    for (int i = 0; i < job->path_count; i++) { // %d may stand in a folder's name too
+        if (i > 0 && same_folder(job->paths[i - 1], job->paths[i])) continue;
+        if (!cmd_check_output(job->paths[i], err)) return err_prefix(err, "--output");
+    }
+    job->pictures = MEM_ARRAY(job, float, (size_t)job->count * job->numbers);
+    return true;
+}
+
+// ---- while it runs ----------------------------------------------------------------------------------
+
+static bool dump(Job *job, const char *name, int ndim, const int64_t *shape, const float *v, Error *err) {
+    char *file = mem_printf(NULL, "%s.npy", name), *path = os_path_join(file, job->dump, file);
+    bool ok = npy_write(path, DT_F32, ndim, shape, v, err);
+    mem_free(file);
+    return ok;
+}
+
+static bool dump_pictures(Job *job, const char *name, const float *v, Error *err) {
+    const int64_t shape[] = {job->count, NANO_CHANNELS, job->size, job->size};
+    return dump(job, name, COUNT_OF(shape), shape, v, err);
+}
+
+bool job_begin_dump(Job *job, Error *err) {
+    if (!job->dump) return true;
+    uint64_t bytes = (uint64_t)job->count * job->numbers * sizeof(float) * (uint64_t)job->steps;
+    if (bytes > MAX_TRACE_BYTES)
+        return err_failed(err, "--dump: expected at most %d MiB of latents, found %d; lower -b or "
+                          "--steps", (int)(MAX_TRACE_BYTES >> 20), (int)(bytes >> 20));
+    job->trace = mem_new(job, bytes);
+    if (!job->noise) { // as the pipeline draws it
+        job->noise = MEM_ARRAY(job, float, (size_t)job->count * job->numbers);
+        for (int k = 0; k < job->count; k++)
+            nano_noise(job->rng, job->seed + (uint64_t)k, job->noise + (size_t)k * job->numbers,
+                       job->numbers);
+    }
+    bool ok = dump_pictures(job, "noise", job->noise, err);
+    Schedule *s = ok ? schedule_new(NULL, job->schedule, job->steps, err) : NULL;
+    if (!s) return false;
+    float *sigmas = MEM_ARRAY(s, float, s->steps + 1); // share of noise: 1 - t
+    for (int i = 0; i <= s->steps; i++) sigmas[i] = (float)(1 - s->time[i]);
+    ok = dump(job, "sigmas", 1, (const int64_t[]){s->steps + 1}, sigmas, err);
+    mem_free(s);
+    return ok;
+}
+
+static Image *sheet(void *parent, const Job *job, const float *x, int count, int columns, Error *err) {
+    const Image **images = MEM_ARRAY(parent, const Image *, count);
+    for (int i = 0; i < count; i++) {
+        images[i] = image_from_floats(parent, x + (size_t)i * job->numbers, job->size, job->size, err);
+        if (!images[i]) return NULL;
+    }
+    if (count == 1) return image_from_floats(parent, x, job->size, job->size, err);
+    return image_grid(parent, images, count, columns, GAP, WHITE, err);
+}
+
+bool job_after_step(Job *job, const NanoProgress *p, Error *err) {
+    size_t n = (size_t)p->pictures * job->numbers;
+    if (job->trace)
+        memcpy(job->trace + ((size_t)p->step * (size_t)job->count + (size_t)p->first) * job->numbers,
+               p->x, n * sizeof(float));
+    double now = os_seconds();
+    if (!job->preview || (now - job->last_preview < PREVIEW_SECONDS && p->done < p->total)) return true;
+    job->last_preview = now;
+    void *scratch = mem_new(NULL, 1);
+    Image *image = sheet(scratch, job, p->x, p->pictures, MIN(p->pictures, job->columns), err);
+    bool ok = image && image_save(job->preview, image, NULL, 0, err);
+    mem_free(scratch);
+    return ok || err_prefix(err, "--preview");
+}
+
+// ---- at the end -------------------------------------------------------------------------------------
+
+// The form of the A1111 web UI: the prompt, then one line of settings.
+static char *parameters(void *parent, const Job *job, int k) {
+    char *text = mem_strdup(parent, "");
+    if (k >= 0) text = mem_printf(parent, "%s", job_class(job, job->classes[k]));
+    for (int i = 0; k < 0 && i < job->rows; i++)
+        text = mem_printf(parent, "%s%s%s", text, i ? ", " : "", job_class(job, job->kinds[i]));
+    char name[200], seed[48] = "", sampler[64];
+    snprintf(sampler, sizeof sampler, "%s", job->sampler->name);
+    sampler[0] = (char)toupper((unsigned char)sampler[0]);
+    snprintf(name, sizeof name, "%s", os_base_name(job->model));
+    if (strcmp(name, "model.safetensors") == 0) { // its folder says more
+        char *dir = os_dir_name(parent, job->model);
+        if (strcmp(dir, ".") != 0) snprintf(name, sizeof name, "%s", os_base_name(dir));
+    }
+    if (str_ends(name, ".safetensors")) name[strlen(name) - strlen(".safetensors")] = 0;
+    if (!job->noise || job->trace)
+        snprintf(seed, sizeof seed, "Seed: %" PRIu64 ", ", job->seed + (uint64_t)MAX(k, 0));
+    return mem_printf(parent, "%s\nSteps: %d, Sampler: %s, CFG scale: %.15g, %sSize: %dx%d, Model: %s, "
+                      "%sVersion: Kiln %s", text, job->steps, sampler, job->cfg_scale, seed,
+                      job->size, job->size, name, job->rng == NOISE_TORCH ? "RNG: CPU, " : "",
+                      KILN_VERSION);
+}
+
+static bool write_dump(Job *job, Error *err) {
+    if (!job->dump) return true;
+    size_t n = (size_t)job->count * job->numbers;
+    for (int i = 0; i < job->steps; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "latent.%d", i);
+        if (!dump_pictures(job, name, job->trace + (size_t)i * n, err)) return false;
+    }
+    if (!dump_pictures(job, "latent.final", job->pictures, err)) return false;
+    float *image = MEM_ARRAY(job, float, n);
+    for (size_t i = 0; i < n; i++) image[i] = MAX(-1.0f, MIN(1.0f, job->pictures[i]));
+    return dump_pictures(job, "image", image, err);
+}
+
+bool job_write(Job *job, Error *err) {
+    if (!write_dump(job, err)) return false;
+    bool ok = true;
+    for (int i = 0; i < job->path_count && ok; i++) {
+        void *scratch = mem_new(NULL, 1);
+        const float *x = job->pictures + (size_t)(job->grid ? 0 : i) * job->numbers;
+        Image *image = sheet(scratch, job, x, job->grid ? job->count : 1,
+                             job->rows > 1 ? job->columns : MIN(job->columns, 8), err);
+        ImageText text = {"parameters", parameters(scratch, job, job->grid ? -1 : i)};
+        ok = image && image_save(job->paths[i], image, &text, 1, err);
+        mem_free(scratch);
+    }
+    return ok;
+}
