@@ -60,7 +60,8 @@ uint64_t os_random_seed(void);
 bool os_is_terminal(FILE *f);
 int os_terminal_width(FILE *f);         // 80 when unknown
 const char *os_env(const char *name);
-// Ctrl-C and SIGTERM set a flag instead of ending the program (a second one ends it).
+// Ctrl-C and SIGTERM set a flag instead of ending the program (a second one ends it); writes to a
+// closed pipe or past a file-size limit fail instead of ending it.
 void os_catch_interrupt(void);
 bool os_interrupted(void);
 
