@@ -647,7 +647,7 @@ void os_catch_interrupt(void) {
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    // A closed pipe or a file-size limit then fails a write, which is reported as any other failure.
+    // A closed pipe or a file-size limit then fails a write, which is told as any failure is.
     action.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &action, NULL);
     sigaction(SIGXFSZ, &action, NULL);
@@ -693,8 +693,6 @@ static bool fail_system(Error *err, const char *path, const char *expected, cons
     mem_free(message);
     return false;
 }
-
-// ---- reading ----------------------------------------------------------------------------------
 
 static bool raw_open_read(RawFile *f, const char *path, uint64_t *size, Error *err) {
     if (os_path_kind(path) == PATH_DIR)
@@ -792,8 +790,6 @@ char *os_cache_dir(void *parent) {
     return dir;
 }
 
-// ---- writing ----------------------------------------------------------------------------------
-
 // Opened without sharing: while its writer lives nobody else can open or remove it.
 static TempResult raw_create(RawFile *f, const char *temp, const char *target, Error *err) {
     *f = open_file(temp, GENERIC_READ | GENERIC_WRITE, 0, CREATE_NEW);
@@ -883,8 +879,6 @@ bool os_truncate(const char *path, uint64_t size, Error *err) {
     return ok;
 }
 
-// ---- threads ----------------------------------------------------------------------------------
-
 struct Thread {
     HANDLE handle;
     void (*run)(void *);
@@ -937,8 +931,6 @@ void cond_wait(Cond *c, Mutex *m) {
     SleepConditionVariableSRW(&c->variable, &m->lock, INFINITE, 0);
 }
 void cond_wake_all(Cond *c) { WakeAllConditionVariable(&c->variable); }
-
-// ---- machine ----------------------------------------------------------------------------------
 
 int os_cpu_count(void) {
     DWORD_PTR mine = 0, all = 0;

@@ -3,8 +3,9 @@
 //   CIFAR    the official CIFAR-10 binary files: a folder with data_batch_1..5.bin (test_batch.bin
 //            for the test split) and batches.meta.txt, or one .bin file. Records of 3073 bytes:
 //            label, then planes R, G, B of 32x32. (A. Krizhevsky, 2009.)
-//   FOLDER   one folder of .jpg/.jpeg/.png files per class; classes and files in byte order of names.
-//   SHARDS   WebDataset: a folder of .tar, .tar.gz or .tgz files (or one such file), read in byte
+//   FOLDER   one folder of .jpg/.jpeg/.png files per class; classes and files in byte order of
+//   names. SHARDS   WebDataset: a folder of .tar, .tar.gz or .tgz files (or one such file), read in
+//   byte
 //            order of names; members KEY.jpg|jpeg|png and KEY.cls (the class number), KEY.json
 //            optional; classes.txt beside them names the classes, one a line.
 //
@@ -44,10 +45,10 @@ DatasetKind dataset_kind(const Dataset *set);
 const char *dataset_kind_name(DatasetKind kind); // "class folders", "CIFAR-10 binary", "WebDataset"
 const char *dataset_path(const Dataset *set);
 bool dataset_is_strict(const Dataset *set);
-int dataset_count(const Dataset *set);                   // samples, damaged ones left out
+int dataset_count(const Dataset *set); // samples, damaged ones left out
 int dataset_class_count(const Dataset *set);
-const char *dataset_class(const Dataset *set, int c);    // its name
-int dataset_label(const Dataset *set, int i);            // 0..class_count-1
+const char *dataset_class(const Dataset *set, int c); // its name
+int dataset_label(const Dataset *set, int i);         // 0..class_count-1
 // "cat/0001.jpg", "data_batch_1.bin record 17", "000000.tar: 000000017": for messages.
 void dataset_name(const Dataset *set, int i, char *out, size_t size);
 // What was left out so far: a count, and the first DATASET_KEPT_DAMAGE as "NAME: why".
@@ -86,21 +87,27 @@ bool dataset_load(Dataset *set, const DatasetLoad *load, Error *err);
 bool dataset_is_cached(const Dataset *set, int size);
 
 // ---- info, import, preview (dataset_import.c) ---------------------------------------------------
-typedef struct DatasetSize { int width, height, count; } DatasetSize;
-typedef struct DatasetPart { const char *name; int count; uint64_t bytes; } DatasetPart;
+typedef struct DatasetSize {
+    int width, height, count;
+} DatasetSize;
+typedef struct DatasetPart {
+    const char *name;
+    int count;
+    uint64_t bytes;
+} DatasetPart;
 typedef struct DatasetInfo {
     DatasetKind kind;
     int count, classes, damaged;
-    int *per_class;      // [classes]
-    DatasetSize *sizes;  // most frequent first
+    int *per_class;     // [classes]
+    DatasetSize *sizes; // most frequent first
     int size_count;
-    DatasetPart *parts;  // CIFAR files and shards with their samples; none for folders
+    DatasetPart *parts; // CIFAR files and shards with their samples; none for folders
     int part_count;
-    uint64_t bytes;      // of picture files (CIFAR: of records)
+    uint64_t bytes; // of picture files (CIFAR: of records)
 } DatasetInfo;
 // Decodes everything (damaged members are found and dropped); arrays hang on `parent`.
-bool dataset_info(void *parent, Dataset *set, DatasetInfo *info, DatasetProgress progress, void *user,
-                  Error *err);
+bool dataset_info(void *parent, Dataset *set, DatasetInfo *info, DatasetProgress progress,
+                  void *user, Error *err);
 
 typedef struct DatasetImport {
     uint64_t shard_size; // bytes of a tar before packing; 0: 256 MiB
@@ -108,7 +115,10 @@ typedef struct DatasetImport {
     DatasetProgress progress;
     void *user;
 } DatasetImport;
-typedef struct DatasetImported { int count, shards; uint64_t bytes; } DatasetImported;
+typedef struct DatasetImported {
+    int count, shards;
+    uint64_t bytes;
+} DatasetImported;
 // Writes `set` as DST/NNNNNN.tar and DST/classes.txt. DST must not exist or be empty. Pictures keep
 // their bytes; damaged ones are skipped and counted in the set (or refused, if it is strict, before
 // anything is written). After an error or a cancel nothing of it stays in DST.
@@ -117,10 +127,15 @@ bool dataset_import(Dataset *set, const char *dst, const DatasetImport *options,
 
 // A contact sheet: one row per class (the first `rows`), `columns` pictures in each, size x size,
 // spread over the set.
-Image *dataset_preview(void *parent, const Dataset *set, int rows, int columns, int size, Error *err);
+Image *dataset_preview(void *parent, const Dataset *set, int rows, int columns, int size,
+                       Error *err);
 
-// For dataset_import.c: sizes of pictures and files as dataset_load's decoding saw them. [count], NULL before.
-typedef struct DatasetShape { int width, height; uint64_t bytes; } DatasetShape;
+// For dataset_import.c: sizes of pictures and files as dataset_load's decoding saw them. [count],
+// NULL before.
+typedef struct DatasetShape {
+    int width, height;
+    uint64_t bytes;
+} DatasetShape;
 const DatasetShape *dataset_shapes(const Dataset *set);
 void dataset_parts(void *parent, const Dataset *set, DatasetInfo *info); // parts and bytes
 

@@ -1,4 +1,5 @@
-// image.h: pictures in memory: 8-bit RGB. Reading and writing PNG and JPEG, sheets, resizing, floats.
+// image.h: pictures in memory: 8-bit RGB. Reading and writing PNG and JPEG, sheets, resizing,
+// floats.
 //
 // Every function may run on any thread: nothing is shared, all state is in the arguments. (A parent
 // is not safe to use from two threads at once; workers pass their own, or NULL.)
@@ -24,9 +25,9 @@ Image *image_new(void *parent, int width, int height, Error *err);
 ImageFormat image_format(const uint8_t *bytes, size_t n); // by content, not by name
 // Width and height from the headers alone; a truncated or damaged body is not noticed.
 bool image_probe(const uint8_t *bytes, size_t n, int *width, int *height, Error *err);
-// PNG (every type; 16 bits become 8, alpha is dropped as the field's tools do) or JPEG (grey, YCbCr,
-// CMYK; baseline and progressive). A file that is truncated, or whose checksums or codes are wrong,
-// is an error, never part of a picture.
+// PNG (every type; 16 bits become 8, alpha is dropped as the field's tools do) or JPEG (grey,
+// YCbCr, CMYK; baseline and progressive). A file that is truncated, or whose checksums or codes are
+// wrong, is an error, never part of a picture.
 Image *image_decode(void *parent, const uint8_t *bytes, size_t n, Error *err);
 Image *image_load(void *parent, const char *path, Error *err); // the same from a file; names it
 // The value of a PNG's text chunk (tEXt, zTXt, iTXt), NULL when there is none or it is damaged.
@@ -44,16 +45,18 @@ bool image_encode_png(void *parent, const Image *image, const ImageText *texts, 
 // quality 1..100, no chroma subsampling from 90 on. Texts become comments "key: value".
 bool image_encode_jpeg(void *parent, const Image *image, int quality, const ImageText *texts,
                        int count, uint8_t **bytes, size_t *n, Error *err);
-// By the name's ending: .png, or .jpg/.jpeg (quality 95); anything else is refused (`image_can_save`
-// tells beforehand). The file appears whole or not at all.
+// By the name's ending: .png, or .jpg/.jpeg (quality 95); anything else is refused
+// (`image_can_save` tells beforehand). The file appears whole or not at all.
 bool image_can_save(const char *path);
-bool image_save(const char *path, const Image *image, const ImageText *texts, int count, Error *err);
+bool image_save(const char *path, const Image *image, const ImageText *texts, int count,
+                Error *err);
 
 // ---- shaping ----------------------------------------------------------------------------------
 // Triangle filter whose support grows with the reduction (what PIL calls BILINEAR: bilinear when
 // enlarging, area-weighted when reducing), in integers: the same bytes on every machine.
 Image *image_resize(void *parent, const Image *image, int width, int height, Error *err);
-// The largest centred part with the shape width:height, resized to it. Unchanged if it fits already.
+// The largest centred part with the shape width:height, resized to it. Unchanged if it fits
+// already.
 Image *image_fit(void *parent, const Image *image, int width, int height, Error *err);
 // A contact sheet, left to right and top to bottom, `columns` in a row, `gap` pixels of `grey`
 // between and around; cells are as large as the largest picture. NULL entries leave a cell empty.
@@ -64,8 +67,8 @@ Image *image_grid(void *parent, const Image *const *images, int count, int colum
 // u8 0..255 <-> float -1..1. To u8: clamped, rounded to nearest (ties to even, as PyTorch); NaN: 0.
 static inline float image_to_float(uint8_t v) { return (float)(2 * (int)v - 255) / 255.0f; }
 uint8_t image_from_float(float v);
-void image_to_planes(const Image *image, uint8_t *planes);      // planes [3, height, width]
-void image_to_floats(const Image *image, float *planes);        // planes [3, height, width], -1..1
+void image_to_planes(const Image *image, uint8_t *planes); // planes [3, height, width]
+void image_to_floats(const Image *image, float *planes);   // planes [3, height, width], -1..1
 Image *image_from_planes(void *parent, const uint8_t *planes, int width, int height, Error *err);
 Image *image_from_floats(void *parent, const float *planes, int width, int height, Error *err);
 

@@ -1,4 +1,5 @@
-// tar.h: tar archives (POSIX ustar, pax and GNU long names): reading from memory, writing to a file.
+// tar.h: tar archives (POSIX ustar, pax and GNU long names): reading from memory, writing to a
+// file.
 //
 // The reader never touches the file system: names come back as they stand in the archive, hostile
 // ones included (`tar_name_is_safe`). Nothing is shared; a reader or writer is used by one thread.
@@ -11,8 +12,8 @@
 typedef struct TarReader {
     const uint8_t *data; // the whole archive: a file mapping, or unpacked gzip
     size_t size;
-    size_t at;           // next header
-    char *name;          // of the member last given; belongs to `parent`
+    size_t at;  // next header
+    char *name; // of the member last given; belongs to `parent`
     void *parent;
     bool ended;
 } TarReader;
@@ -21,7 +22,7 @@ typedef struct TarMember {
     const char *name;    // valid until the next tar_next
     const uint8_t *data; // points into the archive
     size_t size;
-    bool is_file;        // false: folder, link, device: `data` is empty
+    bool is_file; // false: folder, link, device: `data` is empty
 } TarMember;
 
 typedef enum {
@@ -43,8 +44,8 @@ typedef struct TarWriter TarWriter;
 // or owners: the same members give the same bytes.
 TarWriter *tar_open(void *parent, const char *path, bool gzip, Error *err);
 bool tar_add(TarWriter *tar, const char *name, const void *data, size_t size, Error *err);
-uint64_t tar_size(const TarWriter *tar);        // bytes so far, before packing
-bool tar_finish(TarWriter *tar, Error *err);    // frees it, after an error too
-void tar_abort(TarWriter *tar);                 // frees it; NULL is allowed
+uint64_t tar_size(const TarWriter *tar);     // bytes so far, before packing
+bool tar_finish(TarWriter *tar, Error *err); // frees it, after an error too
+void tar_abort(TarWriter *tar);              // frees it; NULL is allowed
 
 #endif
