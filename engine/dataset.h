@@ -3,10 +3,9 @@
 //   CIFAR    the official CIFAR-10 binary files: a folder with data_batch_1..5.bin (test_batch.bin
 //            for the test split) and batches.meta.txt, or one .bin file. Records of 3073 bytes:
 //            label, then planes R, G, B of 32x32. (A. Krizhevsky, 2009.)
-//   FOLDER   one folder of .jpg/.jpeg/.png files per class; classes and files in byte order of
-//   names. SHARDS   WebDataset: a folder of .tar, .tar.gz or .tgz files (or one such file), read in
-//   byte
-//            order of names; members KEY.jpg|jpeg|png and KEY.cls (the class number), KEY.json
+//   FOLDER   one folder of .jpg/.jpeg/.png files per class, in byte order of their names.
+//   SHARDS   WebDataset: a folder of .tar, .tar.gz or .tgz files (or one such file), in byte order
+//            of names; members KEY.jpg|jpeg|png and KEY.cls (the class number), KEY.json
 //            optional; classes.txt beside them names the classes, one a line.
 //
 // Samples are numbered 0..count-1 in the order above, so the same data gives the same numbers on
