@@ -142,7 +142,7 @@ bool nano_stage_generate(NanoStage *s, const NanoRequest *r, float *out, Error *
     if (per_pass < 1) return err_failed(err, "generate: expected a plan of two rows or more");
     const Sampler *sampler = r->sampler ? r->sampler : sampler_at(0);
     Schedule *schedule = schedule_new(NULL, r->schedule ? r->schedule : schedule_at(0),
-                                      r->steps ? r->steps : 50, err);
+                                      r->steps ? r->steps : NANO_DEFAULT_STEPS, err);
     if (!schedule) return false;
     int parts = (r->count + per_pass - 1) / per_pass;
     Part part = {.stage = s, .request = r, .total = parts * schedule->steps, .guided = guided};

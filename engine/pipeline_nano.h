@@ -12,7 +12,8 @@
 
 typedef enum { NOISE_TORCH, NOISE_CUDA } NoiseKind;
 
-enum { NANO_MAX_PICTURES = 10000, NANO_STAGE_PICTURES = 20 };
+enum { NANO_MAX_PICTURES = 10000, NANO_STAGE_PICTURES = 20, NANO_DEFAULT_STEPS = 50 };
+#define NANO_DEFAULT_CFG 3.0
 
 typedef struct NanoProgress {
     int done, total;
@@ -28,7 +29,7 @@ typedef struct NanoRequest {
     NoiseKind rng;
     const Sampler *sampler;       // NULL: euler
     const ScheduleKind *schedule; // NULL: uniform
-    int steps;                    // 0: 50
+    int steps;                    // 0: NANO_DEFAULT_STEPS
     double cfg_scale;             // 1: no guidance, half the work
     const Cancel *cancel;         // may be NULL
     // May be NULL. After each step of each part: `done` of `total` steps, all parts counted.

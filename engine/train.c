@@ -40,7 +40,7 @@ TrainOptions train_defaults(void) {
     return (TrainOptions){
         .model = nano_default(), .epochs = 100, .batch = 64, .lr = 3e-4, .ema_decay = 0.9995,
         .warmup = -1, .label_dropout = 0.1, .flip = true, .precision = DT_F32,
-        .checkpoint_every = 10, .keep = 3, .model_type = DT_F32, .samples = true, .sample_cfg = 3,
+        .checkpoint_every = 10, .keep = 3, .model_type = DT_F32, .samples = true, .sample_cfg = NANO_DEFAULT_CFG,
         .loader_threads = 1,
     };
 }

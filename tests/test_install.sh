@@ -22,22 +22,32 @@ for weights in models/weights/*.safetensors; do
     [ ! -e "$weights" ] || cmp "$weights" "$prefix/share/kiln/models/${weights##*/}"
 done
 
-# The smallest program: the public header alone, and one function of it that takes nothing.
+# The example: a whole program over the public header alone, in C and as C++ would read the header.
+model=$PWD/tests/golden/nano_p4.safetensors
 mkdir "$prefix/user"
-cat >"$prefix/user/main.c" <<'END'
-#include <kiln.h>
-#include <stdio.h>
-int main(void) { return printf("%s\n", kiln_version()) < 2; }
-END
+cp examples/generate.c "$prefix/user/main.c"
+lines=$(wc -l <"$prefix/user/main.c")
+[ "$lines" -lt 60 ] || { echo "examples/generate.c: $lines lines, expected fewer than 60"; exit 1; }
+run() { # run PROGRAM FILE
+    "$1" "$model" 0 "$2" 7 2 cpu
+    [ "$(head -c 4 "$2" | tail -c 3)" = PNG ] || { echo "$1: no picture"; exit 1; }
+}
 # The installed .pc file names the prefix that was configured: point it at this one.
 sed -i "s|^prefix=.*|prefix=$prefix|" "$lib/pkgconfig/kiln.pc"
 export PKG_CONFIG_PATH=$lib/pkgconfig
 ${CC:-cc} "$prefix/user/main.c" -o "$prefix/user/shared" $(pkg-config --cflags --libs kiln)
-LD_LIBRARY_PATH=$lib "$prefix/user/shared"
+export LD_LIBRARY_PATH=$lib
+run "$prefix/user/shared" "$prefix/shared.png"
+unset LD_LIBRARY_PATH
 mkdir "$prefix/static" && cp "$lib/libkiln.a" "$prefix/static"
 ${CC:-cc} "$prefix/user/main.c" -o "$prefix/user/static" $(pkg-config --cflags kiln) \
     -L"$prefix/static" $(pkg-config --libs --static kiln)
-"$prefix/user/static"
+run "$prefix/user/static" "$prefix/static.png"
+cmp "$prefix/shared.png" "$prefix/static.png"
+if command -v "${CXX:-c++}" >/dev/null; then
+    echo '#include <kiln.h>' | ${CXX:-c++} -x c++ -Wall -Wextra -Werror -fsyntax-only \
+        $(pkg-config --cflags kiln) -
+fi
 
 cat >"$prefix/user/CMakeLists.txt" <<'END'
 cmake_minimum_required(VERSION 3.22)
@@ -48,4 +58,5 @@ target_link_libraries(user PRIVATE kiln::kiln)
 END
 cmake -S "$prefix/user" -B "$prefix/user/build" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null
 cmake --build "$prefix/user/build" >/dev/null
-"$prefix/user/build/user"
+run "$prefix/user/build/user" "$prefix/cmake.png"
+cmp "$prefix/shared.png" "$prefix/cmake.png"

@@ -1,0 +1,23 @@
+// parameters.h: the settings of a picture as text, in the form of the A1111 web UI, so that other
+// tools read them back from a PNG's `parameters` (and a JPEG's comment).
+#ifndef KILN_ENGINE_PARAMETERS_H
+#define KILN_ENGINE_PARAMETERS_H
+
+#include "backend/base.h"
+
+typedef struct Parameters {
+    const char *prompt;  // or the class; NULL: empty
+    const char *sampler; // "euler"
+    const char *model;   // path: its name without folder and ending is shown
+    int steps, width, height;
+    double cfg_scale;
+    bool seeded;         // false: the noise was given
+    uint64_t seed;
+    bool torch_rng;
+    const char *version; // of Kiln; NULL: left out
+} Parameters;
+
+// "cat\nSteps: 50, Sampler: Euler, CFG scale: 3, Seed: 1, Size: 32x32, Model: nano-cifar10, ..."
+char *parameters_text(void *parent, const Parameters *p);
+
+#endif
