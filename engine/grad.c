@@ -165,9 +165,11 @@ static Tensor *flat_rows(Tensor *t) {
     return g_rows(g_reshape(t, DIMS(tensor_count(t) / t->shape[t->ndim - 1], t->shape[t->ndim - 1])));
 }
 
-// y = x w^T: dx = dy w, dw = dy^T x.
+// y = x w^T: dx = dy w, dw = dy^T x. dy is rounded to the operands' type where that is narrower (as
+// PyTorch's autocast does): products of mixed types have no fast kernels.
 static void product_vjp(Graph *g, Tensor *x, Tensor *w, Tensor *dy) {
     bool batched = w->ndim == 3;
+    if (dy->dtype == DT_F32 && x->dtype == w->dtype) dy = g_cast(dy, x->dtype);
     Tensor *rows = batched ? g_rows(dy) : flat_rows(dy);
     if (x->needs_grad) {
         Tensor *dx = g_gemm(g, GEMM(.x = rows, .w = w, .trans_w = 1, .dtype = x->dtype));

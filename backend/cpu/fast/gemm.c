@@ -119,12 +119,16 @@ static void blas_panels(const GemmJob *j, const Segment *s, const GemmPart *p, b
     float *w = x + j->mb * PANEL;
     for (int64_t k0 = 0; k0 < s->K; k0 += PANEL) {
         int64_t n = MIN(PANEL, s->K - k0);
-        j->pack(x, s->x, p->b * s->xb + p->m0 * s->xr + k0 * s->xk, s->xr, s->xk, p->rows, n);
+        bool xt = s->xr == 1 && s->xk != 1; // panels keep the direction in which memory runs
+        const int64_t from = p->b * s->xb + p->m0 * s->xr + k0 * s->xk;
+        if (xt) j->pack(x, s->x, from, s->xk, s->xr, n, p->rows);
+        else j->pack(x, s->x, from, s->xr, s->xk, p->rows, n);
         const int64_t at = p->b * s->wb + p->n0 * s->wn + k0 * s->wk;
         if (s->wn == 1) j->pack(w, s->w, at, s->wk, s->wn, n, p->cols);
         else j->pack(w, s->w, at, s->wn, s->wk, p->cols, n);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, s->wn == 1 ? CblasNoTrans : CblasTrans,
-                    (int)p->rows, (int)p->cols, (int)n, 1, x, (int)n, w,
+        cblas_sgemm(CblasRowMajor, xt ? CblasTrans : CblasNoTrans,
+                    s->wn == 1 ? CblasNoTrans : CblasTrans, (int)p->rows, (int)p->cols, (int)n, 1,
+                    x, (int)(xt ? p->rows : n), w,
                     (int)(s->wn == 1 ? p->cols : n), add || k0 ? 1 : 0, p->acc, (int)p->ld);
     }
 }
