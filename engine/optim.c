@@ -1,6 +1,7 @@
 // optim.c: see optim.h.
 #include "engine/optim.h"
 
+#include <float.h>
 #include <math.h>
 
 OptimOptions optim_default(void) {
@@ -42,7 +43,8 @@ void scaler_update(GradScaler *s, bool found_inf) {
         s->scale *= s->backoff;
         s->good = 0;
     } else if (++s->good == s->interval) {
-        s->scale *= s->growth;
+        double grown = s->scale * s->growth;
+        if (grown <= FLT_MAX) s->scale = grown; // the device holds it in f32
         s->good = 0;
     }
 }

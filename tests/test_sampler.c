@@ -1,0 +1,185 @@
+// Solvers, schedules and guidance (engine/sampler.h, schedule.h, guidance.h) against what they are on
+// paper, without a model.
+#include "engine/guidance.h"
+#include "engine/sampler.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+enum { N = 3 };
+
+typedef struct Field {
+    int calls, stop_at, bad_step, after_calls, after_stop;
+    float bad_value;
+    double last_t;
+} Field;
+
+// dx/dt = t - x, whose solution is x(t) = (x0 + 1) e^-t + t - 1.
+static bool decay(void *user, double t, const float *x, float *v, Error *err) {
+    Field *f = user;
+    if (f->calls++ == f->stop_at) return err_failed(err, "model: expected to run, found a test");
+    f->last_t = t;
+    for (int i = 0; i < N; i++) v[i] = (float)(t - x[i]);
+    return true;
+}
+
+static bool constant(void *user, double t, const float *x, float *v, Error *err) {
+    Field *f = user;
+    (void)t, (void)x, (void)err;
+    for (int i = 0; i < N; i++) v[i] = (float)(i + 1) * 0.5f;
+    if (f->calls++ == f->bad_step) v[1] = f->bad_value;
+    return true;
+}
+
+static bool count_after(void *user, int step, const float *x, Error *err) {
+    Field *f = user;
+    (void)x;
+    assert_int_equal(step, f->after_calls);
+    return f->after_calls++ != f->after_stop || err_set(err, STATUS_CANCELLED, "stopped");
+}
+
+static const Field quiet = {.stop_at = -1, .bad_step = -1, .after_stop = -1};
+
+static double run_decay(int steps, double x0) {
+    Error err = {0};
+    Field f = quiet;
+    Schedule *s = schedule_new(NULL, schedule_find("uniform"), steps, &err);
+    assert_non_null(s);
+    float x[N] = {(float)x0, (float)x0, (float)x0};
+    assert_true(sampler_run(sampler_find("euler"), s, x, N, (Velocity){decay, &f},
+                            (AfterStep){NULL, NULL}, &err));
+    assert_int_equal(f.calls, steps * sampler_find("euler")->evals);
+    assert_true(fabs(f.last_t - (double)(steps - 1) / steps) < 1e-15);
+    mem_free(s);
+    return x[0];
+}
+
+// Euler's own recurrence in double, and the error against the true solution halves with the step.
+static void euler_converges(void **state) {
+    (void)state;
+    double x0 = 1.5, truth = (x0 + 1) * exp(-1.0), last = 0;
+    for (int steps = 8; steps <= 128; steps *= 2) {
+        double x = x0, h = 1.0 / steps;
+        for (int i = 0; i < steps; i++) x += h * (i * h - x);
+        double got = run_decay(steps, x0), error = fabs(got - truth);
+        assert_true(fabs(got - x) < 2e-6);
+        if (last > 0) assert_true(error / last > 0.45 && error / last < 0.55);
+        last = error;
+    }
+}
+
+// A constant velocity (perfect rectified flow) arrives exactly, whatever the number of steps.
+static void straight_flow_is_exact(void **state) {
+    (void)state;
+    for (int steps = 1; steps <= 64; steps *= 4) { // powers of two: exact in f32
+        Error err = {0};
+        Field f = quiet;
+        Schedule *s = schedule_new(NULL, schedule_at(0), steps, &err);
+        float x[N] = {0.25f, -1, 2};
+        assert_true(sampler_run(sampler_at(0), s, x, N, (Velocity){constant, &f},
+                                (AfterStep){count_after, &f}, &err));
+        assert_int_equal(f.after_calls, steps);
+        const float want[N] = {0.75f, 0, 3.5f};
+        assert_memory_equal(x, want, sizeof x);
+        mem_free(s);
+    }
+}
+
+static void bad_numbers_stop(void **state) {
+    (void)state;
+    static const float values[] = {NAN, INFINITY, -INFINITY};
+    for (size_t k = 0; k < COUNT_OF(values); k++) {
+        Error err = {0};
+        Field f = quiet;
+        f.bad_step = 2, f.bad_value = values[k];
+        Schedule *s = schedule_new(NULL, schedule_at(0), 5, &err);
+        float x[N] = {0};
+        assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){constant, &f},
+                                 (AfterStep){count_after, &f}, &err));
+        assert_int_equal(err.status, STATUS_FAILED);
+        assert_non_null(strstr(err.text, "step 3 of 5"));
+        assert_non_null(strstr(err.text, "element 1"));
+        assert_int_equal(f.calls, 3);
+        assert_int_equal(f.after_calls, 2); // nobody is shown the bad step
+        mem_free(s);
+    }
+}
+
+static void callbacks_stop(void **state) {
+    (void)state;
+    Error err = {0};
+    Schedule *s = schedule_new(NULL, schedule_at(0), 5, &err);
+    float x[N] = {0};
+    Field f = quiet;
+    f.after_stop = 1;
+    assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){decay, &f},
+                             (AfterStep){count_after, &f}, &err));
+    assert_int_equal(err.status, STATUS_CANCELLED);
+    assert_int_equal(f.calls, 2);
+    f = quiet;
+    f.stop_at = 3;
+    assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){decay, &f},
+                             (AfterStep){NULL, NULL}, &err));
+    assert_non_null(strstr(err.text, "found a test"));
+    mem_free(s);
+}
+
+static void schedules(void **state) {
+    (void)state;
+    Error err = {0};
+    assert_null(schedule_find("karras-of-the-future"));
+    assert_null(sampler_find(""));
+    for (int i = 0; schedule_at(i); i++) assert_ptr_equal(schedule_find(schedule_at(i)->name), schedule_at(i));
+    for (int i = 0; sampler_at(i); i++) assert_ptr_equal(sampler_find(sampler_at(i)->name), sampler_at(i));
+    const int wrong[] = {0, -1, SCHEDULE_MAX_STEPS + 1};
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        assert_null(schedule_new(NULL, schedule_at(0), wrong[i], &err));
+        assert_non_null(strstr(err.text, "1 to 10000"));
+    }
+    for (int steps = 1; steps <= SCHEDULE_MAX_STEPS; steps = steps * 3 + 1) {
+        Schedule *s = schedule_new(NULL, schedule_at(0), steps, &err);
+        assert_int_equal(s->steps, steps);
+        assert_true(s->time[0] == 0 && s->time[steps] == 1);
+        for (int i = 0; i < steps; i++)
+            assert_true(fabs(s->time[i + 1] - s->time[i] - 1.0 / steps) < 1e-15);
+        mem_free(s);
+    }
+}
+
+static void guidance(void **state) {
+    (void)state;
+    const float cond[4] = {1, -2, 0.5f, 4}, uncond[4] = {0.5f, 2, 0.5f, -4};
+    const struct { float scale, want[4]; } cases[] = {
+        {0, {0.5f, 2, 0.5f, -4}}, {1, {1, -2, 0.5f, 4}},        // neither, the condition alone
+        {3, {2, -10, 0.5f, 20}},  {-1, {0, 6, 0.5f, -12}},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        float out[4], a[4], b[4];
+        guidance_cfg(out, cond, uncond, cases[i].scale, 4);
+        assert_memory_equal(out, cases[i].want, sizeof out);
+        memcpy(a, cond, sizeof a), memcpy(b, uncond, sizeof b);
+        guidance_cfg(a, a, uncond, cases[i].scale, 4); // in place
+        guidance_cfg(b, cond, b, cases[i].scale, 4);
+        assert_memory_equal(a, cases[i].want, sizeof a);
+        assert_memory_equal(b, cases[i].want, sizeof b);
+    }
+    // Rounded as PyTorch does, product and sum apart (no fused multiply-add).
+    const float c = 0.1f, u = 0.7f, s = 3.3f;
+    volatile float difference = c - u, product = s * difference, sum = u + product;
+    assert_true(fmaf(s, difference, u) != sum); // these numbers tell the two apart
+    float out;
+    guidance_cfg(&out, &c, &u, s, 1);
+    assert_true(out == sum);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(euler_converges),   cmocka_unit_test(straight_flow_is_exact),
+        cmocka_unit_test(bad_numbers_stop),  cmocka_unit_test(callbacks_stop),
+        cmocka_unit_test(schedules),         cmocka_unit_test(guidance),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
