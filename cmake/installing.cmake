@@ -12,8 +12,13 @@ if(EXISTS ${PROJECT_SOURCE_DIR}/engine/kiln.h)
 endif()
 file(GLOB weights CONFIGURE_DEPENDS models/weights/*.safetensors)
 install(FILES ${weights} DESTINATION ${CMAKE_INSTALL_DATADIR}/kiln/models)
-file(GLOB man CONFIGURE_DEPENDS tools/kiln.1)
-install(FILES ${man} DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
+# The program writes its own manual page, from the tables that parse its options.
+if(TARGET kiln AND NOT CMAKE_CROSSCOMPILING)
+    add_custom_command(TARGET kiln POST_BUILD VERBATIM
+        COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:kiln> -DPAGE=${PROJECT_BINARY_DIR}/kiln.1
+            -P ${PROJECT_SOURCE_DIR}/cmake/manual.cmake)
+    install(FILES ${PROJECT_BINARY_DIR}/kiln.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
+endif()
 
 # Static linking needs the dependencies too: pkg-config --static lists them.
 set(private_libraries "-lm -lpthread -ldl")

@@ -149,7 +149,7 @@ static bool put_device(JsonOut *w, int index, const DeviceInfo *d, const Device 
 
 static bool print_choice(void *user, const RowChoice *r, Error *err) {
     (void)user;
-    return cmd_print(err, "      %-10s %-14s %-16s %s\n", r->op, r->types, r->row ? r->row : "none",
+    return cmd_print(err, "      %-10s %-20s %-14s %s\n", r->op, r->types, r->row ? r->row : "none",
                      r->why);
 }
 

@@ -90,13 +90,14 @@ bool job_begin_dump(Job *job, Error *err) {
         return err_failed(err, "--dump: expected at most %d MiB of latents, found %d; lower -b or "
                           "--steps", (int)(MAX_TRACE_BYTES >> 20), (int)(bytes >> 20));
     job->trace = mem_new(job, bytes);
-    if (!job->noise) { // as the pipeline draws it
-        job->noise = MEM_ARRAY(job, float, (size_t)job->count * job->numbers);
+    float *noise = job->noise;
+    if (!noise) { // as the pipeline draws it
+        noise = MEM_ARRAY(job, float, (size_t)job->count * job->numbers);
         for (int k = 0; k < job->count; k++)
-            nano_noise(job->rng, job->seed + (uint64_t)k, job->noise + (size_t)k * job->numbers,
+            nano_noise(job->rng, job->seed + (uint64_t)k, noise + (size_t)k * job->numbers,
                        job->numbers);
     }
-    bool ok = dump_pictures(job, "noise", job->noise, err);
+    bool ok = dump_pictures(job, "noise", noise, err);
     Schedule *s = ok ? schedule_new(NULL, job->schedule, job->steps, err) : NULL;
     if (!s) return false;
     float *sigmas = MEM_ARRAY(s, float, s->steps + 1); // share of noise: 1 - t
@@ -148,7 +149,7 @@ static char *parameters(void *parent, const Job *job, int k) {
         if (strcmp(dir, ".") != 0) snprintf(name, sizeof name, "%s", os_base_name(dir));
     }
     if (str_ends(name, ".safetensors")) name[strlen(name) - strlen(".safetensors")] = 0;
-    if (!job->noise || job->trace)
+    if (!job->noise)
         snprintf(seed, sizeof seed, "Seed: %" PRIu64 ", ", job->seed + (uint64_t)MAX(k, 0));
     return mem_printf(parent, "%s\nSteps: %d, Sampler: %s, CFG scale: %.15g, %sSize: %dx%d, Model: %s, "
                       "%sVersion: Kiln %s", text, job->steps, sampler, job->cfg_scale, seed,

@@ -23,7 +23,7 @@ typedef struct Job {
     double cfg_scale;
     NoiseKind rng;
     uint64_t seed;
-    float *noise;           // [count, 3, S, S] or NULL
+    float *noise;           // [count, 3, S, S]: given (--noise); NULL: drawn from the seed
     const char *output, *dump, *preview;
     bool grid;
     float *pictures;        // [count, 3, S, S]
