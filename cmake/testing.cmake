@@ -53,3 +53,6 @@ foreach(script ${test_scripts})
     add_test(NAME ${name} COMMAND bash ${script} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     kiln_test_properties(${name} script)
 endforeach()
+
+# Does the conformance driver notice a spoiled kernel?
+include(tests/mutants/mutants.cmake)

@@ -53,16 +53,16 @@ static bool build(int index, int types, Case *c) {
     if (r->types && types >= r->types) return false;
     snprintf(c->name, sizeof c->name, "%s", r->name);
     c->knob = index;
-    const int64_t *n = DIMS(r->N);
+    const int64_t *n = SHAPE(r->N);
     case_tensor(c, adamw_p, DT_F32, FILL_RANDOM, 1, n);
     case_tensor(c, adamw_m, DT_F32, r->flags & FIRST ? FILL_ZERO : FILL_RANDOM, 1, n)->amp = 0.1;
     case_tensor(c, adamw_v, DT_F32, r->flags & FIRST ? FILL_ZERO : FILL_RANDOM, 1, n);
     if (!(r->flags & FIRST)) c->t[adamw_v].value = square;
     if (r->flags & EMA) case_tensor(c, adamw_ema, DT_F32, FILL_RANDOM, 1, n);
     case_tensor(c, adamw_g, combos[types], FILL_RANDOM, 1, n)->amp = r->flags & SCALED ? 100 : 0.1;
-    case_tensor(c, adamw_hyper, DT_F32, FILL_RANDOM, 1, DIMS(ADAMW_HYPER_COUNT))->value = hyper_value;
+    case_tensor(c, adamw_hyper, DT_F32, FILL_RANDOM, 1, SHAPE(ADAMW_HYPER_COUNT))->value = hyper_value;
     if (r->flags & FOUND) {
-        case_tensor(c, adamw_found_inf, DT_F32, FILL_RANDOM, 1, DIMS(1))->value = found_value;
+        case_tensor(c, adamw_found_inf, DT_F32, FILL_RANDOM, 1, SHAPE(1))->value = found_value;
         if (r->flags & INF) c->exact = CASE_EXACT; // nothing may move
     }
     if (r->flags & LEAD)

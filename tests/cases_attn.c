@@ -112,17 +112,17 @@ static bool build(int index, int types, Case *c) {
     c->knob = index;
     bool exact = r->fill == FILL_EXACT;
     Fill qk = r->flags & UNIFORM ? FILL_ZERO : r->fill;
-    case_tensor(c, attn_q, combos[types].q, qk, 4, DIMS(r->B, r->T, r->H, r->D));
-    case_tensor(c, attn_k, combos[types].kv, r->fill, 4, DIMS(r->B, r->S, r->Hk, r->D));
-    case_tensor(c, attn_v, combos[types].kv, r->fill, 4, DIMS(r->B, r->S, r->Hk, r->D));
+    case_tensor(c, attn_q, combos[types].q, qk, 4, SHAPE(r->B, r->T, r->H, r->D));
+    case_tensor(c, attn_k, combos[types].kv, r->fill, 4, SHAPE(r->B, r->S, r->Hk, r->D));
+    case_tensor(c, attn_v, combos[types].kv, r->fill, 4, SHAPE(r->B, r->S, r->Hk, r->D));
     if (!exact) c->t[attn_q].amp = c->t[attn_k].amp = 2;
     if (r->flags & ANY_MASK) {
         int64_t b = r->flags & MASK_B ? r->B : 1, h = r->flags & MASK_H ? r->H : 1;
-        case_tensor(c, attn_mask, combos[types].mask, r->fill, 4, DIMS(b, h, r->T, r->S))->value =
+        case_tensor(c, attn_mask, combos[types].mask, r->fill, 4, SHAPE(b, h, r->T, r->S))->value =
             mask_value;
     }
-    case_tensor(c, attn_y, combos[types].y, FILL_POISON, 4, DIMS(r->B, r->T, r->H, r->D));
-    case_tensor(c, attn_lse, DT_F32, FILL_POISON, 3, DIMS(r->B, r->H, r->T));
+    case_tensor(c, attn_y, combos[types].y, FILL_POISON, 4, SHAPE(r->B, r->T, r->H, r->D));
+    case_tensor(c, attn_lse, DT_F32, FILL_POISON, 3, SHAPE(r->B, r->H, r->T));
     for (int i = 0; i < attn_operand_count; i++) {
         if (!c->t[i].present) continue;
         if (r->flags & GAP) case_gap(&c->t[i], 4 + i);

@@ -80,16 +80,16 @@ static bool build(int index, int types, Case *c) {
     c->knob = index;
     bool exact = r->fill == FILL_EXACT;
     DType in = combos[types].in, out = combos[types].out, grad = combos[types].grad;
-    const int64_t *query = DIMS(r->B, r->T, r->H, r->D), *key = DIMS(r->B, r->S, r->Hk, r->D);
+    const int64_t *query = SHAPE(r->B, r->T, r->H, r->D), *key = SHAPE(r->B, r->S, r->Hk, r->D);
     case_tensor(c, attn_bwd_q, in, exact ? FILL_ZERO : r->fill, 4, query);
     case_tensor(c, attn_bwd_k, in, r->fill, 4, key);
     case_tensor(c, attn_bwd_v, in, r->fill, 4, key);
     if (r->flags & ANY_MASK) {
         int64_t b = r->flags & MASK_B ? r->B : 1, h = r->flags & MASK_H ? r->H : 1;
-        case_tensor(c, attn_bwd_mask, in, r->fill, 4, DIMS(b, h, r->T, r->S))->value = mask_value;
+        case_tensor(c, attn_bwd_mask, in, r->fill, 4, SHAPE(b, h, r->T, r->S))->value = mask_value;
     }
     case_tensor(c, attn_bwd_y, out, FILL_DERIVED, 4, query);
-    case_tensor(c, attn_bwd_lse, DT_F32, FILL_DERIVED, 3, DIMS(r->B, r->H, r->T));
+    case_tensor(c, attn_bwd_lse, DT_F32, FILL_DERIVED, 3, SHAPE(r->B, r->H, r->T));
     case_tensor(c, attn_bwd_dy, out, r->fill, 4, query);
     case_tensor(c, attn_bwd_dq, grad, FILL_POISON, 4, query);
     case_tensor(c, attn_bwd_dk, grad, FILL_POISON, 4, key);

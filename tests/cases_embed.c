@@ -42,11 +42,11 @@ static bool build(int index, int types, Case *c) {
     const Row *r = &rows[index];
     if (r->types && types >= r->types) return false;
     snprintf(c->name, sizeof c->name, "%s", r->name);
-    case_tensor(c, embed_table, combos[types].table, FILL_RANDOM, 2, DIMS(r->V, r->D));
-    CaseTensor *ids = case_tensor(c, embed_ids, DT_I32, FILL_IDS, 1, DIMS(r->N));
+    case_tensor(c, embed_table, combos[types].table, FILL_RANDOM, 2, SHAPE(r->V, r->D));
+    CaseTensor *ids = case_tensor(c, embed_ids, DT_I32, FILL_IDS, 1, SHAPE(r->N));
     ids->range = r->V;
     if (r->flags & OUTSIDE) ids->value = outside;
-    case_tensor(c, embed_y, combos[types].y, FILL_POISON, 2, DIMS(r->N, r->D));
+    case_tensor(c, embed_y, combos[types].y, FILL_POISON, 2, SHAPE(r->N, r->D));
     for (int i = 0; i < embed_operand_count; i++) {
         if (r->flags & GAP) case_gap(&c->t[i], 3 + i);
         if (r->flags & LEAD) c->t[i].lead = 1 + i;

@@ -51,12 +51,12 @@ static bool build(int index, int types, Case *c) {
     const Row *r = &rows[index];
     if (r->types && types >= r->types) return false;
     snprintf(c->name, sizeof c->name, "%s", r->name);
-    case_tensor(c, embed_bwd_dy, combos[types].dy, r->fill, 2, DIMS(r->N, r->D));
-    CaseTensor *ids = case_tensor(c, embed_bwd_ids, DT_I32, FILL_IDS, 1, DIMS(r->N));
+    case_tensor(c, embed_bwd_dy, combos[types].dy, r->fill, 2, SHAPE(r->N, r->D));
+    CaseTensor *ids = case_tensor(c, embed_bwd_ids, DT_I32, FILL_IDS, 1, SHAPE(r->N));
     ids->range = r->V;
     if (r->flags & OUTSIDE) ids->value = outside;
     if (r->flags & SAME) ids->value = same;
-    case_tensor(c, embed_bwd_dtable, combos[types].table, FILL_POISON, 2, DIMS(r->V, r->D));
+    case_tensor(c, embed_bwd_dtable, combos[types].table, FILL_POISON, 2, SHAPE(r->V, r->D));
     for (int i = 0; i < embed_bwd_operand_count; i++) {
         if (r->flags & GAP) case_gap(&c->t[i], 3 + i);
         if (r->flags & LEAD) c->t[i].lead = 1 + i;

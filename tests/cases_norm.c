@@ -85,19 +85,19 @@ static bool build(int index, int types, Case *c) {
     if (r->types && types >= r->types) return false;
     snprintf(c->name, sizeof c->name, "%s", r->name);
     c->knob = index;
-    CaseTensor *x = case_tensor(c, norm_x, combos[types].x, r->fill, 3, DIMS(r->B, r->M, r->C));
+    CaseTensor *x = case_tensor(c, norm_x, combos[types].x, r->fill, 3, SHAPE(r->B, r->M, r->C));
     x->shift = r->mean;
     x->amp = r->spread;
     if (r->flags & FLAT) x->value = flat_value;
     int64_t b = r->flags & (PER_BATCH | PER_ROW) ? r->B : 1;
     int64_t m = r->flags & (PER_ROW | PER_TOKEN) ? r->M : 1;
-    const int64_t *channels = DIMS(1, 1, r->C), *rows_of = DIMS(b, m, r->C);
+    const int64_t *channels = SHAPE(1, 1, r->C), *rows_of = SHAPE(b, m, r->C);
     if (r->flags & WEIGHT) case_tensor(c, norm_weight, combos[types].w, FILL_RANDOM, 3, channels);
     if (r->flags & BIAS) case_tensor(c, norm_bias, combos[types].w, FILL_RANDOM, 3, channels);
     if (r->flags & SCALE) case_tensor(c, norm_scale, combos[types].s, FILL_RANDOM, 3, rows_of);
     if (r->flags & SHIFT) case_tensor(c, norm_shift, combos[types].s, FILL_RANDOM, 3, rows_of);
-    case_tensor(c, norm_y, combos[types].y, FILL_POISON, 3, DIMS(r->B, r->M, r->C));
-    if (r->flags & RSTD) case_tensor(c, norm_rstd, DT_F32, FILL_POISON, 3, DIMS(r->B, r->M, 1));
+    case_tensor(c, norm_y, combos[types].y, FILL_POISON, 3, SHAPE(r->B, r->M, r->C));
+    if (r->flags & RSTD) case_tensor(c, norm_rstd, DT_F32, FILL_POISON, 3, SHAPE(r->B, r->M, 1));
     for (int i = 0; i < norm_operand_count; i++) {
         if (!c->t[i].present) continue;
         if (r->flags & GAP) case_gap(&c->t[i], 3 + i);

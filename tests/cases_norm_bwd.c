@@ -47,12 +47,12 @@ static bool build(int index, int types, Case *c) {
     const Row *r = &rows[index];
     if (r->types && types >= r->types) return false;
     snprintf(c->name, sizeof c->name, "%s", r->name);
-    const int64_t *x = DIMS(r->B, r->M, r->C);
+    const int64_t *x = SHAPE(r->B, r->M, r->C);
     bool exact = r->fill == FILL_EXACT;
     case_tensor(c, norm_bwd_y, combos[types].y, exact ? FILL_EXACT : FILL_RANDOM, 3, x)->amp =
         exact ? 1 : 1.7;
     case_tensor(c, norm_bwd_dy, combos[types].dy, r->fill, 3, x);
-    CaseTensor *rstd = case_tensor(c, norm_bwd_rstd, DT_F32, FILL_RANDOM, 3, DIMS(r->B, r->M, 1));
+    CaseTensor *rstd = case_tensor(c, norm_bwd_rstd, DT_F32, FILL_RANDOM, 3, SHAPE(r->B, r->M, 1));
     rstd->shift = 1.5;
     if (exact) rstd->value = power_of_two;
     case_tensor(c, norm_bwd_dx, combos[types].dx, FILL_POISON, 3, x);

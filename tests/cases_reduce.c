@@ -66,11 +66,11 @@ static bool build(int index, int types, Case *c) {
     snprintf(c->name, sizeof c->name, "%s", r->name);
     c->knob = index;
     bool sum = r->kind == REDUCE_SUM;
-    case_tensor(c, reduce_x, combos[types], r->fill, 3, DIMS(r->A, r->R, r->C));
+    case_tensor(c, reduce_x, combos[types], r->fill, 3, SHAPE(r->A, r->R, r->C));
     if (!sum && r->fill == FILL_RANDOM) c->t[reduce_x].value = spoiled;
     // Not accumulated: what stood in y must not matter, not even NaN.
     CaseTensor *y = case_tensor(c, reduce_y, DT_F32, r->accumulate ? r->fill : FILL_POISON, 3,
-                                sum ? DIMS(r->A, 1, r->C) : DIMS(1, 1, 1));
+                                sum ? SHAPE(r->A, 1, r->C) : SHAPE(1, 1, 1));
     if (!sum && r->accumulate) y->value = flag_before;
     for (int i = 0; i < reduce_operand_count; i++) {
         if (r->flags & GAP) case_gap(&c->t[i], 3 + i);

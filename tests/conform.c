@@ -73,7 +73,7 @@ static bool pool_fit(Conform *cf, uint64_t size, Error *err) {
 
 bool rig_new(Conform *cf, void *parent, const Case *c, const HostTensor *in, Rig *rig, Error *err) {
     const DeviceInfo *info = dev_info(cf->dev);
-    *rig = (Rig){.image = image_new(parent, c, in, info->buffer_align)};
+    *rig = (Rig){.image = case_image_new(parent, c, in, info->buffer_align)};
     rig->base = c->base;
     if (rig->base) {
         MemoryStats m = dev_memory(cf->dev);

@@ -116,7 +116,7 @@ extern const OpCases *const op_cases[OP_COUNT];
 
 // ---- for build functions ------------------------------------------------------------------------
 enum { CASE_EXACT = 0xffff }; // all outputs
-#define DIMS(...) (const int64_t[]){__VA_ARGS__}
+#define SHAPE(...) (const int64_t[]){__VA_ARGS__}
 // Sets operand i: contiguous, of the given shape. Returns it for further changes.
 CaseTensor *case_tensor(Case *c, int i, DType dtype, Fill fill, int ndim, const int64_t *shape);
 // Widens the outer strides: each dimension d < ndim - 1 gets `gap` elements more than it needs.
@@ -136,7 +136,7 @@ typedef struct Image {
     size_t size, first[MAX_OPERANDS]; // first: bytes to each operand's first element
 } Image;
 void conform_fill(void *parent, const Case *c, uint64_t seed, HostTensor t[MAX_OPERANDS]);
-Image image_new(void *parent, const Case *c, const HostTensor *t, uint32_t align);
+Image case_image_new(void *parent, const Case *c, const HostTensor *t, uint32_t align);
 void image_get(const Image *image, const Case *c, int operand, double *v);
 // True where only elements of outputs differ between the two; else says where.
 bool image_intact(const Image *after, const Image *before, const Case *c, char *why, size_t n);

@@ -132,7 +132,7 @@ static int64_t block_extent(const Case *c, int i) {
     return n;
 }
 
-Image image_new(void *parent, const Case *c, const HostTensor *t, uint32_t align) {
+Image case_image_new(void *parent, const Case *c, const HostTensor *t, uint32_t align) {
     Image image = {0};
     const OpInfo *info = &op_info[c->op];
     size_t size = CONFORM_GUARD;
