@@ -578,6 +578,20 @@ static uint64_t read_key(const char *path, const char *key) {
     return value;
 }
 
+void *os_block_new(uint64_t size) {
+    enum { HUGE_PAGE = 2 << 20 };
+    void *block = NULL;
+    bool huge = size >= HUGE_PAGE;
+    if (size > SIZE_MAX / 2 || posix_memalign(&block, huge ? HUGE_PAGE : 64, size ? size : 1))
+        return NULL;
+#ifdef MADV_HUGEPAGE
+    if (huge) madvise(block, (size_t)size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+    return block;
+}
+
+void os_block_free(void *block) { free(block); }
+
 int os_cpu_count(void) {
     cpu_set_t set;
     int cores = 0;
@@ -931,6 +945,12 @@ void cond_wait(Cond *c, Mutex *m) {
     SleepConditionVariableSRW(&c->variable, &m->lock, INFINITE, 0);
 }
 void cond_wake_all(Cond *c) { WakeAllConditionVariable(&c->variable); }
+
+void *os_block_new(uint64_t size) {
+    return size > SIZE_MAX / 2 ? NULL : _aligned_malloc(size ? (size_t)size : 1, 64);
+}
+
+void os_block_free(void *block) { _aligned_free(block); }
 
 int os_cpu_count(void) {
     DWORD_PTR mine = 0, all = 0;

