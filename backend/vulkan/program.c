@@ -402,14 +402,19 @@ static bool err_hang(VkState *s, double seconds, Error *err) {
                       "driver", s->dev->info.id, seconds_in_flight(s), seconds);
 }
 
+// Asked only while work is left: what is done is not cancelled any more.
+static bool check_cancel(const Cancel *cancel, Error *err) {
+    if (!cancel || !cancel->asked || !cancel->asked(cancel->user)) return true;
+    return err_set(err, STATUS_CANCELLED, "cancelled");
+}
+
 bool vk_wait_value(VkState *s, uint64_t value, const Cancel *cancel, Error *err) {
     uint64_t done, last = 0;
     double since = os_seconds();
-    for (bool first = true;; first = false) {
+    for (;;) {
         if (!completed(s, &done, err)) return false;
         if (done >= value) return true;
-        if (!first && cancel && cancel->asked && cancel->asked(cancel->user))
-            return err_set(err, STATUS_CANCELLED, "cancelled");
+        if (!check_cancel(cancel, err)) return false;
         double now = os_seconds();
         if (done != last) since = now;
         last = done;
@@ -438,7 +443,8 @@ bool vk_wait(Device *dev, const Cancel *cancel, Error *err) {
     Error problem = {0};
     bool ok = feed(s, &problem);
     while (ok && s->pending_count)
-        ok = vk_wait_value(s, s->in_flight[0].value, cancel, &problem) && feed(s, &problem);
+        ok = check_cancel(cancel, &problem) &&
+             vk_wait_value(s, s->in_flight[0].value, cancel, &problem) && feed(s, &problem);
     ok = ok && vk_wait_value(s, s->submitted, cancel, &problem);
     if (!ok && problem.status == STATUS_CANCELLED) {
         s->pending_count = 0; // what is in the queue still runs to its end
