@@ -37,6 +37,20 @@ static bool folds(const GemmJob *j, int64_t M) {
     return M == 1 || stride_of(y, 3) == M * stride_of(y, 4);
 }
 
+// Parts: by shape alone. A transposed x (gradients of weights: few outputs, long sums) is packed
+// anew by every part, so those are larger; an odd number of them would leave a thread idle.
+static void cut(GemmJob *j, bool trans_x) {
+    j->mb = MIN(j->R, 256);
+    j->nb = MIN(j->N, trans_x ? 512 : 256);
+    if (!trans_x && j->R * j->N <= 64 * 512) j->nb = MIN(j->nb, 64); // few parts: smaller ones
+    j->row_blocks = (j->R + j->mb - 1) / j->mb;
+    j->col_blocks = (j->N + j->nb - 1) / j->nb;
+    if (trans_x && (j->row_blocks * j->col_blocks & 1) && j->R >= 64) {
+        j->mb = (int64_t)align_up((uint64_t)(j->R / (j->row_blocks + 1)), 32);
+        j->row_blocks = (j->R + j->mb - 1) / j->mb;
+    }
+}
+
 void gemm_setup(GemmJob *j, Cpu *cpu, const OpCall *c) {
     const TensorRef *t = c->t, *y = &t[gemm_y];
     const GemmParams *p = &c->params.gemm;
@@ -50,16 +64,8 @@ void gemm_setup(GemmJob *j, Cpu *cpu, const OpCall *c) {
         for (int i = 0; i < j->segments; i++)
             if (M == 1) j->seg[i].xr = j->seg[i].xb;
     }
-    int64_t K = 0;
-    for (int i = 0; i < j->segments; i++) {
-        tidy(&j->seg[i].xr, &j->seg[i].xk, j->R, j->seg[i].K);
-        K += j->seg[i].K;
-    }
-    j->mb = MIN(j->R, K >= 2048 ? 128 : 256);
-    j->nb = MIN(j->N, 256);
-    if (j->R * j->N <= 64 * 512) j->nb = MIN(j->nb, 64); // few parts: smaller ones
-    j->row_blocks = (j->R + j->mb - 1) / j->mb;
-    j->col_blocks = (j->N + j->nb - 1) / j->nb;
+    for (int i = 0; i < j->segments; i++) tidy(&j->seg[i].xr, &j->seg[i].xk, j->R, j->seg[i].K);
+    cut(j, p->trans_x);
     bool rest = ref_has(&t[gemm_bias]) || ref_has(&t[gemm_gate]) || ref_has(&t[gemm_residual]) ||
                 p->act != ACT_NONE;
     // In place where y's rows are f32 and regular.

@@ -10,10 +10,6 @@ typedef struct NormJob {
     int64_t M, C, rows, per_part;
 } NormJob;
 
-INLINE int64_t row_place(const TensorRef *t, int64_t b, int64_t m) {
-    return b * stride_of(t, 3) + m * stride_of(t, 4);
-}
-
 static float sum_row(const float *x, int64_t n) {
     vf a = vset(0), b = a, c = a, d = a;
     int64_t i = 0;
@@ -69,31 +65,31 @@ static void norm_apply(const float *x, float mean, float r, const float *const i
 
 static void norm_part(void *arg, int64_t part, int thread) {
     const NormJob *j = arg;
-    const TensorRef *t = j->c->t, *x = &t[norm_x], *y = &t[norm_y], *rstd = &t[norm_rstd];
+    const TensorRef *t = j->c->t;
     const NormParams *p = &j->c->params.norm;
+    const Rows x = rows_of(&t[norm_x]), y = rows_of(&t[norm_y]), rstd = rows_of(&t[norm_rstd]);
+    const Rows scale = rows_of(&t[norm_scale]), shift = rows_of(&t[norm_shift]);
     float *tmp = cpu_scratch(j->cpu, thread);
     float *tscale = tmp + j->C, *tshift = tscale + j->C, *out = tshift + j->C;
     int64_t C = j->C, end = MIN(j->rows, (part + 1) * j->per_part);
+    const float *in[4] = {j->weight, j->bias};
+    int have = !!j->weight + 2 * !!j->bias + 4 * !!scale.base + 8 * !!shift.base;
     for (int64_t row = part * j->per_part; row < end; row++) {
         int64_t b = row / j->M, m = row % j->M;
-        const float *v = row_view(tmp, x->dtype, at(x, row_place(x, b, m)), C);
+        const float *v = row_view(tmp, x.type, row_of(&x, b, m), C);
         float mean = p->kind == NORM_LAYER ? sum_row(v, C) / (float)C : 0;
         float r = 1.0f / sqrtf(square_row(v, mean, C) / (float)C + p->eps);
-        if (has(rstd)) *(float *)at(rstd, row_place(rstd, b, m)) = r;
-        const float *in[4] = {j->weight, j->bias};
-        const TensorRef *s = &t[norm_scale], *h = &t[norm_shift];
-        if (has(s)) in[2] = row_view(tscale, s->dtype, at(s, row_place(s, b, m)), C);
-        if (has(h)) in[3] = row_view(tshift, h->dtype, at(h, row_place(h, b, m)), C);
-        int have = 0;
-        for (int k = 0; k < 4; k++) have |= in[k] ? 1 << k : 0;
-        char *to = at(y, row_place(y, b, m));
-        float *o = y->dtype == DT_F32 ? (float *)to : out;
+        if (rstd.base) *(float *)row_of(&rstd, b, m) = r;
+        if (scale.base) in[2] = row_view(tscale, scale.type, row_of(&scale, b, m), C);
+        if (shift.base) in[3] = row_view(tshift, shift.type, row_of(&shift, b, m), C);
+        char *to = row_of(&y, b, m);
+        float *o = y.type == DT_F32 ? (float *)to : out;
         if (have == 0 && p->act == ACT_NONE) norm_apply(v, mean, r, in, 0, ACT_NONE, o, C);
         else if (have == 12 && p->act == ACT_NONE) norm_apply(v, mean, r, in, 12, ACT_NONE, o, C);
         else norm_apply(v, mean, r, in, have, p->act, o, C);
         for (int64_t i = 0; p->act == ACT_GELU_ERF && i < C; i++)
             o[i] = (float)act_value(p->act, o[i]);
-        row_store(y->dtype, to, o, C);
+        row_store(y.type, to, o, C);
     }
 }
 
@@ -112,16 +108,17 @@ void FN(norm)(Cpu *cpu, const OpCall *c) {
 // ---- norm_bwd ---------------------------------------------------------------------------------
 static void norm_bwd_part(void *arg, int64_t part, int thread) {
     const NormJob *j = arg;
-    const TensorRef *t = j->c->t, *y = &t[norm_bwd_y], *g = &t[norm_bwd_dy];
-    const TensorRef *rstd = &t[norm_bwd_rstd], *dx = &t[norm_bwd_dx];
+    const TensorRef *t = j->c->t;
+    const Rows y = rows_of(&t[norm_bwd_y]), g = rows_of(&t[norm_bwd_dy]);
+    const Rows rstd = rows_of(&t[norm_bwd_rstd]), dx = rows_of(&t[norm_bwd_dx]);
     bool layer = j->c->params.norm_bwd.kind == NORM_LAYER;
     float *ty = cpu_scratch(j->cpu, thread), *tg = ty + j->C, *out = tg + j->C;
     int64_t C = j->C, end = MIN(j->rows, (part + 1) * j->per_part);
     for (int64_t row = part * j->per_part; row < end; row++) {
         int64_t b = row / j->M, m = row % j->M, i = 0;
-        const float *yv = row_view(ty, y->dtype, at(y, row_place(y, b, m)), C);
-        const float *gv = row_view(tg, g->dtype, at(g, row_place(g, b, m)), C);
-        float r = *(const float *)at(rstd, row_place(rstd, b, m));
+        const float *yv = row_view(ty, y.type, row_of(&y, b, m), C);
+        const float *gv = row_view(tg, g.type, row_of(&g, b, m), C);
+        float r = *(const float *)row_of(&rstd, b, m);
         vf s0 = vset(0), s1 = s0, d0 = s0, d1 = s0;
         for (; i + 2 * W <= C; i += 2 * W) {
             vf a = vload(gv + i), e = vload(gv + i + W);
@@ -133,12 +130,12 @@ static void norm_bwd_part(void *arg, int64_t part, int thread) {
             s1 += a, d1 += a * vload_n(yv + i, C - i);
         }
         float mean = layer ? vsum(s0 + s1) / (float)C : 0, dot = vsum(d0 + d1) / (float)C;
-        char *to = at(dx, row_place(dx, b, m));
-        float *o = dx->dtype == DT_F32 ? (float *)to : out;
+        char *to = row_of(&dx, b, m);
+        float *o = dx.type == DT_F32 ? (float *)to : out;
         for (i = 0; i + W <= C; i += W)
             vstore(o + i, r * (vload(gv + i) - mean - vload(yv + i) * dot));
         for (; i < C; i++) o[i] = r * (gv[i] - mean - yv[i] * dot);
-        row_store(dx->dtype, to, o, C);
+        row_store(dx.type, to, o, C);
     }
 }
 
@@ -151,32 +148,48 @@ void FN(norm_bwd)(Cpu *cpu, const OpCall *c) {
 }
 
 // ---- epilogue of a matrix product -------------------------------------------------------------
-INLINE void epilogue_act(uint32_t act, const float *acc, const float *bias, float *o, int64_t n) {
-    int64_t i = 0;
-    for (; i + W <= n; i += W) {
-        vf v = vload(acc + i);
-        vstore(o + i, vact(act, bias ? v + vload(bias + i) : v));
-    }
-    if (i == n) return;
-    vf v = vload_n(acc + i, n - i);
-    vstore_n(o + i, vact(act, bias ? v + vload_n(bias + i, n - i) : v), n - i);
+// o = residual + gate act(acc + bias); `have`: bits of bias, gate, residual.
+INLINE vf epilogue_value(uint32_t act, vf v, vf bias, vf gate, vf residual, int have) {
+    if (have & 1) v += bias;
+    v = vact(act, v);
+    if (have & 2) v *= gate;
+    if (have & 4) v += residual;
+    return v;
 }
 
-static void epilogue_row(uint32_t act, const float *acc, const float *bias, const float *gate,
-                         const float *residual, float *o, int64_t n) {
-    switch (act) {
-#define KIND(act) case act: epilogue_act(act, acc, bias, o, n); break;
-    KIND(ACT_NONE) KIND(ACT_SILU) KIND(ACT_GELU) KIND(ACT_QUICK_GELU) KIND(ACT_RELU)
-    KIND(ACT_TANH) KIND(ACT_SIGMOID)
-#undef KIND
-    default:
-        for (int64_t i = 0; i < n; i++)
-            o[i] = (float)act_value(act, bias ? (double)acc[i] + bias[i] : acc[i]);
+INLINE void epilogue_loop(uint32_t act, int have, const float *acc, const float *const in[3],
+                          float *o, int64_t n) {
+    int64_t i = 0;
+    vf f[3] = {{0}};
+    for (; i + W <= n; i += W) {
+        for (int k = 0; k < 3; k++)
+            if (have & 1 << k) f[k] = vload(in[k] + i);
+        vstore(o + i, epilogue_value(act, vload(acc + i), f[0], f[1], f[2], have));
     }
-    if (gate) // one pass each: the row is in the first-level cache
-        for (int64_t i = 0; i < n; i++) o[i] *= gate[i];
-    if (residual)
-        for (int64_t i = 0; i < n; i++) o[i] += residual[i];
+    if (i == n) return;
+    for (int k = 0; k < 3; k++)
+        if (have & 1 << k) f[k] = vload_n(in[k] + i, n - i);
+    vstore_n(o + i, epilogue_value(act, vload_n(acc + i, n - i), f[0], f[1], f[2], have), n - i);
+}
+
+static void epilogue_row(uint32_t act, int have, const float *acc, const float *const in[3],
+                         float *o, int64_t n) {
+    switch (act) {
+    case ACT_NONE:
+        if (have == 1) epilogue_loop(ACT_NONE, 1, acc, in, o, n);
+        else epilogue_loop(ACT_NONE, have, acc, in, o, n);
+        return;
+#define KIND(act) case act: epilogue_loop(act, have, acc, in, o, n); return;
+    KIND(ACT_SILU) KIND(ACT_GELU) KIND(ACT_QUICK_GELU) KIND(ACT_RELU) KIND(ACT_TANH)
+    KIND(ACT_SIGMOID)
+#undef KIND
+    }
+    for (int64_t i = 0; i < n; i++) {
+        double v = act_value(act, have & 1 ? (double)acc[i] + in[0][i] : acc[i]);
+        if (have & 2) v *= in[1][i];
+        if (have & 4) v += in[2][i];
+        o[i] = (float)v;
+    }
 }
 
 // y[row, n0 + i] for rows row0.. of the folded [B * M] rows (or of batch b alone), from acc
@@ -184,23 +197,32 @@ static void epilogue_row(uint32_t act, const float *acc, const float *bias, cons
 void FN(gemm_epilogue)(const OpCall *c, int64_t b, bool folded, int64_t row0, int64_t rows,
                        int64_t n0, int64_t n, const float *acc, int64_t ld) {
     enum { COLS = 512 };
-    const TensorRef *y = &c->t[gemm_y], *gate = &c->t[gemm_gate];
-    const TensorRef *res = &c->t[gemm_residual], *bias = &c->t[gemm_bias];
-    float tb[COLS], tg[COLS], tr[COLS], out[COLS];
-    int64_t M = ref_dim(y, 4);
+    const Rows y = rows_of(&c->t[gemm_y]), bias = rows_of(&c->t[gemm_bias]);
+    const Rows gate = rows_of(&c->t[gemm_gate]), res = rows_of(&c->t[gemm_residual]);
+    int64_t ys = dtype_size(y.type), bs = dtype_size(bias.type), gs = dtype_size(gate.type);
+    int64_t rs = dtype_size(res.type), M = ref_dim(&c->t[gemm_y], 4);
+    float tmp[3][COLS], out[COLS];
+    const float *in[3] = {NULL};
+    int have = !!bias.base + 2 * !!gate.base + 4 * !!res.base;
+    uint32_t act = c->params.gemm.act;
     for (int64_t i = 0; i < n; i += COLS) {
         int64_t len = MIN(COLS, n - i), col = n0 + i;
-        const float *vb = has(bias) ? row_view(tb, bias->dtype, at(bias, col), len) : NULL;
+        if (bias.base) in[0] = row_view(tmp[0], bias.type, bias.base + col * bs, len);
         for (int64_t r = 0; r < rows; r++) {
             int64_t rb = folded ? (row0 + r) / M : b, m = folded ? (row0 + r) % M : row0 + r;
-            const float *vg = NULL, *vr = NULL;
-            if (has(gate))
-                vg = row_view(tg, gate->dtype, at(gate, row_place(gate, rb, m) + col), len);
-            if (has(res)) vr = row_view(tr, res->dtype, at(res, row_place(res, rb, m) + col), len);
-            char *to = at(y, row_place(y, rb, m) + col);
-            float *o = y->dtype == DT_F32 ? (float *)to : out;
-            epilogue_row(c->params.gemm.act, acc + r * ld + i, vb, vg, vr, o, len);
-            row_store(y->dtype, to, o, len);
+            if (gate.base)
+                in[1] = row_view(tmp[1], gate.type, row_of(&gate, rb, m) + col * gs, len);
+            if (res.base) in[2] = row_view(tmp[2], res.type, row_of(&res, rb, m) + col * rs, len);
+            char *to = row_of(&y, rb, m) + col * ys;
+            const float *from = acc + r * ld + i;
+            if (y.type == DT_F32) {
+                epilogue_row(act, have, from, in, (float *)to, len);
+            } else if (have == 0 && act == ACT_NONE) {
+                row_store(y.type, to, from, len);
+            } else {
+                epilogue_row(act, have, from, in, out, len);
+                row_store(y.type, to, out, len);
+            }
         }
     }
 }

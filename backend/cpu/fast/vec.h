@@ -235,4 +235,13 @@ INLINE int64_t stride_of(const TensorRef *t, int d) {
     return ref_dim(t, d) == 1 ? 0 : ref_stride(t, d);
 }
 
+// A [.., B, M, C] operand as rows, strides in bytes: what a loop over rows needs at hand.
+typedef struct Rows { char *base; DType type; int64_t sb, sm; } Rows;
+INLINE Rows rows_of(const TensorRef *t) {
+    if (!has(t)) return (Rows){0};
+    int64_t size = dtype_size(t->dtype);
+    return (Rows){ref_data(t), t->dtype, stride_of(t, 3) * size, stride_of(t, 4) * size};
+}
+INLINE char *row_of(const Rows *r, int64_t b, int64_t m) { return r->base + b * r->sb + m * r->sm; }
+
 #endif
