@@ -58,13 +58,18 @@ static bool rewrite(const char *path, int64_t last_step, Error *err) {
     return ok;
 }
 
+static bool cannot_write(const char *path, Error *err) {
+    return err_failed(err, "%s: expected room to write it, found \"%s\"; free space or choose another "
+                      "folder, and go on with --resume", path, strerror(errno));
+}
+
 TrainLog *train_log_open(void *parent, const char *path, int64_t last_step, Error *err) {
     if (!rewrite(path, last_step, err)) return NULL;
     TrainLog *log = MEM_NEW(parent, TrainLog);
     log->path = mem_strdup(log, path);
     log->file = fopen(path, "ab");
     if (log->file) return log;
-    err_failed(err, "%s: cannot be written: %s", path, strerror(errno));
+    cannot_write(path, err);
     mem_free(log);
     return NULL;
 }
@@ -73,7 +78,7 @@ bool train_log_put(TrainLog *log, JsonOut *w, Error *err) {
     bool ok = fwrite(w->text, 1, w->n, log->file) == w->n && fputc('\n', log->file) != EOF &&
               fflush(log->file) == 0;
     json_out_free(w);
-    return ok || err_failed(err, "%s: cannot be written: %s", log->path, strerror(errno));
+    return ok || cannot_write(log->path, err);
 }
 
 void train_log_close(TrainLog *log) {
