@@ -42,9 +42,11 @@ static VKAPI_ATTR VkBool32 VKAPI_CALL on_message(VkDebugUtilsMessageSeverityFlag
     Messages *m = user;
     (void)severity, (void)types;
     const char *id = data->pMessageIdName ? data->pMessageIdName : "";
-    // What the layer says about its own set-up is no finding about Kiln.
-    bool about_layer = strstr(id, "UNASSIGNED-GPU-Assisted Validation Setup Error") ||
-                       strstr(id, "UNASSIGNED-BestPractices");
+    // What the layers say about their own set-up is no finding about Kiln.
+    static const char *const set_up[] = {"GPU-Assisted Validation", "GPU-Assisted-Validation",
+                                         "WARNING-Setting", "VALIDATION-SETTINGS", "BestPractices"};
+    bool about_layer = false;
+    for (size_t i = 0; i < COUNT_OF(set_up); i++) about_layer |= strstr(id, set_up[i]) != NULL;
     mutex_lock(m->lock);
     if (about_layer) {
         log_msg(m->log, LOG_DEBUG, "validation: %s", data->pMessage);
@@ -293,6 +295,7 @@ static void read_properties(const Instance *instance, PhysicalDevice *p) {
     const VkSubgroupFeatureFlags shuffles = VK_SUBGROUP_FEATURE_SHUFFLE_BIT |
                                             VK_SUBGROUP_FEATURE_BALLOT_BIT;
     if ((v11.subgroupSupportedOperations & shuffles) == shuffles) p->caps |= CAP_SUBGROUP_OPS;
+    if (props.properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU) p->caps |= CAP_CPU;
     p->timestamp_period = limits->timestampPeriod;
     p->atom = limits->nonCoherentAtomSize;
     p->max_groups = limits->maxComputeWorkGroupCount[0];

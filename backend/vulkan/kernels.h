@@ -22,6 +22,7 @@ enum {
     CAP_INT_DOT = 2,      // 8-bit integer dot products
     CAP_MATRIX = 4,       // cooperative matrices
     CAP_SUBGROUP_OPS = 8, // shuffles, ballots (arithmetic is part of the baseline)
+    CAP_CPU = 16,         // a driver that runs shaders on the CPU
 };
 
 // A number taken from the call: a literal, a dimension of an operand's padded shape, or a word of
