@@ -93,7 +93,7 @@ static bool part_after_step(void *user, int step, const float *x, Error *err) {
     const NanoRequest *r = part->request;
     part->done++;
     if (r->cancel && r->cancel->asked(r->cancel->user))
-        return err_set(err, STATUS_CANCELLED, "generate: stopped at step %d", step + 1);
+        return err_set(err, STATUS_CANCELLED, "cancelled");
     NanoProgress progress = {part->done, part->total, step, part->first, part->count, x};
     return !r->after_step || r->after_step(r->user, &progress, err);
 }
@@ -159,6 +159,8 @@ bool nano_stage_generate(NanoStage *s, const NanoRequest *r, float *out, Error *
         ok = run_part(&part, sampler, schedule, x, err);
     }
     mem_free(schedule);
+    if (!ok && err && err->status == STATUS_CANCELLED)
+        err_set(err, STATUS_CANCELLED, "generate: stopped after step %d of %d", part.done, part.total);
     return ok;
 }
 
