@@ -139,7 +139,9 @@ static void device_close(Device *dev) {
     if (s->device) {
         s->pending_count = 0;
         s->vk.vkDeviceWaitIdle(s->device);
+        programs_free_all(s);
         staging_close(s);
+        memory_free_all(s); // buffers that their owner left to the device
         pipelines_close(s);
         if (s->timeline) s->vk.vkDestroySemaphore(s->device, s->timeline, NULL);
         if (s->pool) s->vk.vkDestroyCommandPool(s->device, s->pool, NULL);

@@ -78,6 +78,7 @@ bool memory_new(VkState *s, Allocation *a, uint64_t size, MemoryUse use, const c
         info.usage |= VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT;
     if (!vk_ok(s, s->vk.vkCreateBuffer(s->device, &info, NULL, &a->buffer), what, size, err))
         return false;
+    ARR_PUSH(s, &s->allocations, a);
     if (allocate(s, a, use, what, err)) return true;
     memory_free(s, a);
     return false;
@@ -85,9 +86,15 @@ bool memory_new(VkState *s, Allocation *a, uint64_t size, MemoryUse use, const c
 
 void memory_free(VkState *s, Allocation *a) {
     if (s->hung) return;
+    for (int i = s->allocations.n - 1; i >= 0; i--)
+        if (s->allocations.v[i] == a) s->allocations.v[i] = s->allocations.v[--s->allocations.n];
     if (a->buffer) s->vk.vkDestroyBuffer(s->device, a->buffer, NULL);
     if (a->memory) s->vk.vkFreeMemory(s->device, a->memory, NULL); // unmaps too
     *a = (Allocation){0};
+}
+
+void memory_free_all(VkState *s) {
+    while (s->allocations.n) memory_free(s, s->allocations.v[s->allocations.n - 1]);
 }
 
 bool vk_buf_init(Buffer *buf, Error *err) {

@@ -264,16 +264,28 @@ bool vk_prog_init(Program *prog, Error *err) {
     if (!ok) {
         vk_idle(s); // the upload may be under way
         release(s, p);
+        return false;
     }
-    return ok;
+    ARR_PUSH(s, &s->programs, prog);
+    return true;
+}
+
+static void forget_timing(VkState *s, const Program *prog) {
+    for (int i = s->timed.n - 1; i >= 0; i--)
+        if (s->timed.v[i] == prog) s->timed.v[i] = s->timed.v[--s->timed.n];
 }
 
 void vk_prog_done(Program *prog) {
     VkState *s = vk_state(prog->dev);
     vk_idle(s);
-    for (int i = 0; i < s->timed.n; i++)
-        if (s->timed.v[i] == prog) s->timed.v[i--] = s->timed.v[--s->timed.n];
+    forget_timing(s, prog);
+    for (int i = s->programs.n - 1; i >= 0; i--)
+        if (s->programs.v[i] == prog) s->programs.v[i] = s->programs.v[--s->programs.n];
     release(s, prog->state);
+}
+
+void programs_free_all(VkState *s) {
+    while (s->programs.n) vk_prog_done(s->programs.v[s->programs.n - 1]);
 }
 
 // ---- what the timestamps say ------------------------------------------------------------------
@@ -357,7 +369,7 @@ static bool feed(VkState *s, Error *err) {
         if (s->in_flight_count >= 2 && seconds > 2 * s->dev->options.max_submit) break;
         if (!vk_submit_cmd(s, segment->cmd, "a submission", err)) return false;
         p->last_value = s->submitted;
-        s->in_flight[s->in_flight_count++] = (InFlight){s->submitted, segment->seconds, prog};
+        s->in_flight[s->in_flight_count++] = (InFlight){s->submitted, segment->seconds};
         if (++s->pending[0].segment < p->segments.n) continue;
         if (!p->timed) ARR_PUSH(s, &s->timed, prog);
         p->timed = true;
@@ -381,8 +393,7 @@ bool vk_submit(Program *prog, Error *err) {
     if (!completed(s, &value, err)) return false;
     if (p->stale && p->last_value <= value && !is_pending(s, prog)) {
         // No run of it is under way: its command buffers may be replaced.
-        for (int i = 0; i < s->timed.n; i++)
-            if (s->timed.v[i] == prog) s->timed.v[i--] = s->timed.v[--s->timed.n];
+        forget_timing(s, prog);
         p->timed = false;
         if (!record(s, prog, p, err)) return false;
     }

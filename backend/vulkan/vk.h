@@ -91,7 +91,6 @@ typedef struct Pipeline {
 typedef struct InFlight {
     uint64_t value;
     double seconds; // estimated
-    Program *prog;
 } InFlight;
 
 typedef struct VkState {
@@ -124,6 +123,8 @@ typedef struct VkState {
     struct Pending { Program *prog; int segment; } *pending; // submitted by the user, not yet here
     int pending_count, pending_cap;
     ARRAY(Program *) timed; // ran since their timestamps were read
+    ARRAY(Allocation *) allocations; // all that live, to be freed with the device
+    ARRAY(Program *) programs;
     float row_rate[ROW_RATES]; // measured seconds per estimated second, by row; 0: not measured
 } VkState;
 
@@ -143,6 +144,7 @@ void vk_full_barrier(VkState *s, VkCommandBuffer cmd);
 typedef enum { MEMORY_DEVICE, MEMORY_STAGING } MemoryUse;
 bool memory_new(VkState *s, Allocation *a, uint64_t size, MemoryUse use, const char *what, Error *err);
 void memory_free(VkState *s, Allocation *a); // an empty one is allowed
+void memory_free_all(VkState *s);
 bool staging_open(VkState *s, Error *err);
 void staging_close(VkState *s);
 bool vk_buf_init(Buffer *buf, Error *err);
@@ -161,6 +163,7 @@ bool pipelines_for(VkState *s, const BoundStep *steps, int count, Pipeline **out
 // program.c
 bool vk_prog_init(Program *prog, Error *err);
 void vk_prog_done(Program *prog);
+void programs_free_all(VkState *s);
 uint64_t vk_prog_bytes_for(const Device *dev, int count);
 bool vk_submit(Program *prog, Error *err);
 bool vk_wait(Device *dev, const Cancel *cancel, Error *err);
