@@ -7,7 +7,7 @@ typedef struct ConformValues {
     CommonOptions common;
     const char *op, *type, *row, *name, *model;
     uint64_t seed;
-    bool grad, list;
+    bool grad, list, all;
 } ConformValues;
 
 static const char *op_name_at(int i) { return i < OP_COUNT ? op_info[i].name : NULL; }
@@ -30,6 +30,9 @@ static const Option options[] = {
              "values."},
     {.name = "seed", .letter = 's', .kind = OPT_SEED, FIELD(T, seed), .value = "N",
      .says = "fixed, and printed", .help = "Of the random inputs."},
+    {.name = "all", .kind = OPT_FLAG, FIELD(T, all),
+     .help = "Every case in every type on software Vulkan drivers too, where compiling takes long; "
+             "without it they run f32 in all cases and other types in every fourth."},
     {.name = "list", .kind = OPT_FLAG, FIELD(T, list), .help = "Name the cases, run none."},
     COMMON_OPTIONS(T),
 };
@@ -99,7 +102,7 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
         return cmd_usage(cmd, err, "--model: expected no --op, --type, --row, --case, --grad or "
                          "--list beside it, found one; give one of the two");
     ConformOptions o = {.device = cmd->common->device, .op = v->op, .type = v->type, .row = v->row,
-                        .name = v->name, .grad = v->grad, .list = v->list,
+                        .name = v->name, .grad = v->grad, .list = v->list, .all = v->all,
                         .seed = cmd_given(cmd, "seed") ? v->seed : 0,
                         .options = cmd_device_options(cmd), .report = report, .user = &sink};
     ConformTotals totals = {0};

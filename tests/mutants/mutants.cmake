@@ -57,3 +57,37 @@ endforeach()
 if(sources AND names)
     mutant_program(cpu "${files}" "${files}" ${sources})
 endif()
+
+# The shaders: modules of spoiled sources compiled again, in a table of their own that is linked
+# before the library's; all other modules are the library's.
+if(KILN_HAVE_VULKAN AND kiln_shader_sources)
+    mutant_lists(vulkan names files)
+    set(dir ${PROJECT_BINARY_DIR}/mutants/vulkan)
+    file(MAKE_DIRECTORY ${dir})
+    file(STRINGS ${variants_file} lines)
+    set(modules "")
+    foreach(line IN LISTS lines)
+        string(REGEX REPLACE "#.*" "" line "${line}")
+        separate_arguments(words UNIX_COMMAND "${line}")
+        if(NOT words)
+            continue()
+        endif()
+        list(POP_FRONT words module source)
+        if(NOT shaders/${source} IN_LIST files)
+            continue()
+        endif()
+        add_custom_command(OUTPUT ${dir}/${module}.h
+            COMMAND ${GLSLANG_VALIDATOR} --quiet -V --target-env vulkan1.2 -S comp
+                -I${PROJECT_SOURCE_DIR}/shaders -I${PROJECT_SOURCE_DIR}/backend/ops
+                -I${PROJECT_SOURCE_DIR} ${words}
+                --vn spirv_${module} -o ${dir}/${module}.h ${dir}/shaders/${source}
+            DEPENDS ${dir}/shaders/${source} ${shader_dir}/${module}.h ${variants_file}
+            COMMENT "Mutant shader ${module}" VERBATIM)
+        list(APPEND modules ${dir}/${module}.h)
+    endforeach()
+    configure_file(${shader_dir}/shaders.c ${dir}/shaders.c COPYONLY)
+    set_source_files_properties(${dir}/shaders.c PROPERTIES OBJECT_DEPENDS "${modules}")
+    mutant_program(vulkan "${files}" "${files}" ${dir}/shaders.c)
+    target_include_directories(mutants_vulkan PRIVATE ${shader_dir})
+    add_dependencies(mutants_vulkan kiln_static)
+endif()
