@@ -69,11 +69,15 @@ int64_t *checkpoint_list(void *parent, const char *dir, int *count) {
     char **names;
     int n;
     *count = 0;
-    if (os_path_kind(dir) != PATH_DIR || !os_list(NULL, dir, &names, &n, NULL)) return NULL;
+    void *scratch = mem_new(NULL, 1);
+    if (os_path_kind(dir) != PATH_DIR || !os_list(scratch, dir, &names, &n, NULL)) {
+        mem_free(scratch);
+        return NULL;
+    }
     int64_t *steps = MEM_ARRAY(parent, int64_t, n + 1);
     for (int i = 0; i < n; i++)
         if (parse_name(names[i], &steps[*count])) (*count)++;
-    mem_free(names);
+    mem_free(scratch);
     qsort(steps, (size_t)*count, sizeof *steps, newest_first);
     return steps;
 }
@@ -141,10 +145,11 @@ bool checkpoint_load(const StFile *file, const CheckpointPart *parts, int part_c
     return ok;
 }
 
-void checkpoint_prune(const char *dir, int keep, const Log *log) {
-    int n;
+void checkpoint_prune(const char *dir, int64_t step, int keep, const Log *log) {
+    int n, kept = 0;
     int64_t *steps = checkpoint_list(NULL, dir, &n);
-    for (int i = keep; i < n; i++) {
+    for (int i = 0; i < n; i++) {
+        if (steps[i] > step || kept++ < keep) continue;
         Error err = {0};
         if (!os_remove(checkpoint_path(steps, dir, steps[i]), &err))
             log_msg(log, LOG_WARN, "%s", err.text);

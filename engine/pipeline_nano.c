@@ -239,7 +239,10 @@ bool nano_plan(NanoPipeline *p, int pictures, bool guidance, RunMemory *memory, 
 
 bool nano_prepare(NanoPipeline *p, Error *err) {
     if (p->prepared) return true;
-    if (!run_prepare(p->run, err)) return false;
+    if (!run_prepare(p->run, err)) {
+        drop_run(p); // gives back what it did get
+        return false;
+    }
     p->prepared = true;
     if (!p->loaded) p->loaded = nano_load(p->model, p->store, p->file, err);
     return p->loaded;

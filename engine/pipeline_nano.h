@@ -16,9 +16,10 @@ enum { NANO_MAX_PICTURES = 10000, NANO_STAGE_PICTURES = 20, NANO_DEFAULT_STEPS =
 #define NANO_DEFAULT_CFG 3.0
 
 typedef struct NanoProgress {
-    int done, total;
-    int step, first, pictures;
-    const float *x;
+    int done, total; // steps, of all parts of the request
+    int step;        // of this part, from 0
+    int first, pictures;
+    const float *x;  // [pictures, 3, S, S]: latents of pictures first .. first + pictures - 1
 } NanoProgress;
 
 typedef struct NanoRequest {
@@ -32,8 +33,7 @@ typedef struct NanoRequest {
     int steps;                    // 0: NANO_DEFAULT_STEPS
     double cfg_scale;             // 1: no guidance, half the work
     const Cancel *cancel;         // may be NULL
-    // May be NULL. After each step of each part: `done` of `total` steps, all parts counted.
-    // x [pictures, 3, S, S] are the latents of pictures first .. first + pictures - 1.
+    // After each step of each part; may be NULL. False (with err) stops.
     bool (*after_step)(void *user, const NanoProgress *progress, Error *err);
     void *user;
 } NanoRequest;
@@ -57,10 +57,11 @@ const NanoConfig *nano_config(const NanoPipeline *p);
 // Plans for `pictures` at a time (more are done in parts) and says what it will take; the figures
 // are known before anything is allocated.
 bool nano_plan(NanoPipeline *p, int pictures, bool guidance, RunMemory *memory, Error *err);
-// Allocates and uploads. nano_generate plans and loads by itself where that has not been done.
+// Allocates and uploads, after nano_plan (which is to be called again where this fails).
+// nano_generate plans and loads by itself where that has not been done.
 bool nano_prepare(NanoPipeline *p, Error *err);
 bool nano_generate(NanoPipeline *p, const NanoRequest *request, float *out, Error *err);
-RunMemory nano_memory(const NanoPipeline *p);
+RunMemory nano_memory(const NanoPipeline *p); // of the present plan
 PlanStats nano_stats(const NanoPipeline *p);
 // How many pictures one forward pass takes for a request of `count`.
 int nano_pictures_per_pass(int count);

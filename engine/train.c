@@ -5,7 +5,9 @@
 #include "engine/loader.h"
 #include "engine/train_log.h"
 
+#include <float.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 
 // Streams of the run's seed (rng.h); the loader's are small numbers.
@@ -95,10 +97,7 @@ static bool open_loader(Training *t, Error *err) {
     };
     t->loader = loader_open(t, t->data, &options, err);
     if (!t->loader) return false;
-    t->steps_per_epoch = loader_batches_per_epoch(t->loader);
-    if (t->steps_per_epoch < 1)
-        return err_failed(err, "%s: expected at least one batch of %d pictures, found %d; take a "
-                          "smaller --batch", t->o->data, t->o->batch, dataset_count(t->data));
+    t->steps_per_epoch = loader_batches_per_epoch(t->loader); // 1 or more: the loader sees to it
     t->total_steps = t->steps_per_epoch * t->o->epochs;
     if (t->o->limit_steps) t->total_steps = MIN(t->total_steps, t->o->limit_steps);
     return true;
@@ -146,15 +145,20 @@ static bool parse_state(Training *t, const char *text, const char *path, Error *
               json_int_in(json_get(s, "skipped"), 0, most, &t->scaler.skipped) &&
               sscanf(seed, "%" SCNu64, &t->seed) == 1;
     if (!ok) err_failed(err, "%s: expected the state of a training run, found something else", what);
-    double scale = json_number(json_get(s, "loss_scale"), 1);
-    if (t->scaler.enabled && scale > 0) t->scaler.scale = scale;
+    // Another precision is allowed (and starts with a loss scale of its own): say f16 after bf16.
+    const char *precision = json_string(json_get(s, "precision"), "");
+    double scale = json_number(json_get(s, "loss_scale"), 0);
+    if (strcmp(precision, dtype_name(t->o->precision)))
+        t->scaler.good = 0;
+    else if (t->scaler.enabled && scale > 0 && scale <= FLT_MAX)
+        t->scaler.scale = scale;
     json_free(s);
     if (ok && batch != t->o->batch)
-        ok = err_failed(err, "%s: expected the batch of this run, %d, found %lld; give --batch %lld",
-                        what, t->o->batch, (long long)batch, (long long)batch);
+        ok = err_failed(err, "%s: expected the batch of this run, %d, found %" PRId64 "; give "
+                        "--batch %" PRId64, what, t->o->batch, batch, batch);
     if (ok && pictures != dataset_count(t->data))
-        ok = err_failed(err, "%s: expected as many pictures as in %s, %d, found %lld", what, t->o->data,
-                        dataset_count(t->data), (long long)pictures);
+        ok = err_failed(err, "%s: expected as many pictures as in %s, %d, found %" PRId64, what,
+                        t->o->data, dataset_count(t->data), pictures);
     if (ok && t->o->seed_given && t->seed != t->o->seed)
         ok = err_failed(err, "%s: expected seed %" PRIu64 ", found %" PRIu64 "; leave --seed out", what,
                         t->o->seed, t->seed);
@@ -238,8 +242,17 @@ static bool save_samples(Training *t, Error *err) {
     int *classes = MEM_ARRAY(scratch, int, n);
     for (int i = 0; i < n; i++) classes[i] = i / SAMPLE_COLUMNS;
     float *pictures = MEM_ARRAY(scratch, float, (size_t)n * t->numbers);
-    NanoRequest request = {.count = n, .classes = classes, .seed = 0, .cfg_scale = t->o->sample_cfg};
-    bool ok = nano_stage_generate(trainer_stage(t->trainer), &request, pictures, err);
+    // The same noise each time, so that sheets compare.
+    NanoRequest request = {.count = n, .classes = classes, .seed = 0, .cfg_scale = t->o->sample_cfg,
+                           .cancel = t->o->cancel};
+    Error why = {0};
+    bool ok = nano_stage_generate(trainer_stage(t->trainer), &request, pictures, &why);
+    if (!ok) { // the checkpoint is there: a sheet less is no reason to lose the run
+        if (why.status != STATUS_CANCELLED)
+            log_msg(t->o->log, LOG_WARN, "no sample pictures: %s", why.text);
+        mem_free(scratch);
+        return true;
+    }
     const Image **images = MEM_ARRAY(scratch, const Image *, n);
     int side = t->config.size;
     for (int i = 0; i < n && ok; i++)
@@ -271,7 +284,7 @@ static bool save(Training *t, bool pictures, Error *err) {
                                     COUNT_OF(model_meta), err);
     if (ok) {
         t->saved_step = t->step;
-        checkpoint_prune(o->out, o->keep, o->log);
+        checkpoint_prune(o->out, t->step, o->keep, o->log);
     }
     ok = ok && train_log_plot(t->log_path, os_path_join(scratch, o->out, "loss.svg"), err);
     mem_free(scratch);
@@ -431,12 +444,26 @@ static void set_schedule(Training *t) {
 }
 
 static bool check_options(const TrainOptions *o, Error *err) {
-    if (o->epochs < 1 || o->epochs > 1000000)
-        return err_failed(err, "train: expected 1 to 1000000 epochs, found %d", o->epochs);
+    const struct { const char *name; int64_t value, low, high; } range[] = {
+        {"epochs", o->epochs, 1, 1000000},
+        {"epochs between checkpoints", o->checkpoint_every, 0, 1000000},
+        {"steps between checkpoints", o->checkpoint_steps, 0, INT64_MAX},
+        {"kept checkpoints", o->keep, 1, INT_MAX},
+        {"steps in all", o->limit_steps, 0, INT64_MAX},
+        {"warm-up steps", o->warmup, -1, INT_MAX},
+    };
+    for (size_t i = 0; i < COUNT_OF(range); i++)
+        if (range[i].value < range[i].low || range[i].value > range[i].high)
+            return err_failed(err, "train: expected %" PRId64 " to %" PRId64 " %s, found %" PRId64,
+                              range[i].low, range[i].high, range[i].name, range[i].value);
     if (!(o->lr > 0 && o->lr <= 10))
         return err_failed(err, "train: expected a learning rate above 0, up to 10, found %g", o->lr);
     if (!(o->ema_decay >= 0 && o->ema_decay < 1))
         return err_failed(err, "train: expected an EMA decay from 0 to below 1, found %g", o->ema_decay);
+    if (!(o->label_dropout >= 0 && o->label_dropout <= 1))
+        return err_failed(err, "train: expected a label dropout from 0 to 1, found %g", o->label_dropout);
+    if (!(o->weight_decay >= 0 && o->weight_decay <= 1))
+        return err_failed(err, "train: expected a weight decay from 0 to 1, found %g", o->weight_decay);
     if (o->precision != DT_F32 && o->precision != DT_F16 && o->precision != DT_BF16)
         return err_failed(err, "train: expected precision f32, fp16 or bf16, found %s",
                           dtype_name(o->precision));

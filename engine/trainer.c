@@ -21,7 +21,6 @@ struct Trainer {
     Run *run;
     TrainerPlan step, validate;
     NanoStage *stage;
-    bool keep_gradients;
     Tensor **gradient; // of param i, where kept
 };
 
@@ -65,7 +64,7 @@ static void record_update(Trainer *t, Graph *g) {
             g_fail(g, "train: %s: expected a gradient, found none", p[PART_WEIGHTS]->name);
             return;
         }
-        if (t->keep_gradients) t->gradient[i] = g_output(g, p[PART_WEIGHTS]->name, grad);
+        if (t->options.keep_gradients) t->gradient[i] = g_output(g, p[PART_WEIGHTS]->name, grad);
         Tensor *w = flat(g, p[PART_WEIGHTS]), *ema = flat(g, p[PART_EMA]);
         Tensor *m = flat(g, p[PART_M]), *v = flat(g, p[PART_V]);
         grad = g_reshape(grad, DIMS(-1));
@@ -96,8 +95,7 @@ static bool plan_all(Trainer *t, Error *err) {
     return t->stage || !t->options.sample_pictures;
 }
 
-static Trainer *make(void *parent, Device *dev, const TrainerOptions *options, bool keep_gradients,
-                     Error *err) {
+Trainer *trainer_new(void *parent, Device *dev, const TrainerOptions *options, Error *err) {
     if (options->batch < 1 || options->batch > 4096) {
         err_failed(err, "train: expected a batch of 1 to 4096, found %d", options->batch);
         return NULL;
@@ -105,7 +103,6 @@ static Trainer *make(void *parent, Device *dev, const TrainerOptions *options, b
     if (!nano_check_config(&options->config, err)) return NULL;
     Trainer *t = MEM_NEW(parent, Trainer);
     t->options = *options;
-    t->keep_gradients = keep_gradients;
     t->run = run_new(t, dev, NULL);
     for (int k = 0; k < TRAINER_PARTS; k++) {
         t->part[k] = (CheckpointPart){part_prefix[k], store_new(t, dev)};
@@ -118,15 +115,6 @@ static Trainer *make(void *parent, Device *dev, const TrainerOptions *options, b
     if (plan_all(t, err) && run_prepare(t->run, err)) return t;
     trainer_free(t);
     return NULL;
-}
-
-Trainer *trainer_new(void *parent, Device *dev, const TrainerOptions *options, Error *err) {
-    return make(parent, dev, options, false, err);
-}
-
-Trainer *trainer_new_for_tests(void *parent, Device *dev, const TrainerOptions *options,
-                               Error *err) {
-    return make(parent, dev, options, true, err);
 }
 
 void trainer_free(Trainer *t) {

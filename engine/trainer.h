@@ -17,6 +17,7 @@ typedef struct TrainerOptions {
     int batch;     // 1..4096
     DType compute; // f32, f16, bf16: of matrix products and activations; weights and sums stay f32
     int sample_pictures; // rows / 2 of a sampling stage with the averaged weights; 0: none
+    bool keep_gradients; // tests: trainer_gradient works
 } TrainerOptions;
 
 // What a step sees, in host memory.
@@ -57,8 +58,7 @@ bool trainer_step(Trainer *t, const TrainerBatch *batch, const float hyper[ADAMW
 // Mean squared error of the averaged weights; nothing changes.
 bool trainer_validate(Trainer *t, const TrainerBatch *batch, const Cancel *cancel, float *loss,
                       Error *err);
-// Tests: the gradient of a weight from the last trainer_step, where `keep_gradients` was asked.
-Trainer *trainer_new_for_tests(void *parent, Device *dev, const TrainerOptions *options, Error *err);
+// Tests: the gradient of a weight from the last trainer_step (keep_gradients), times its loss scale.
 bool trainer_gradient(Trainer *t, const char *name, float *out, Error *err);
 
 #endif

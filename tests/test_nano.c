@@ -1,5 +1,5 @@
 // Nano-Sora against PyTorch (tests/golden/nano_*.safetensors): forward, loss, every gradient, ten
-// steps of AdamW, sampling from given noise; on each CPU device, and devices against each other.
+// steps of AdamW, sampling from given noise; on each CPU device (test_devices.c compares devices).
 #include "engine/image.h"
 #include "engine/trainer.h"
 
@@ -116,8 +116,8 @@ static void check_gradients(Case *c, Trainer *t) {
 static void run_gradients(const char *device, int patch) {
     Case *c = case_open(device, patch);
     check_features(c);
-    TrainerOptions o = {.config = c->config, .batch = 3, .compute = DT_F32};
-    Trainer *t = trainer_new_for_tests(c, c->dev, &o, &c->err);
+    TrainerOptions o = {.config = c->config, .batch = 3, .compute = DT_F32, .keep_gradients = true};
+    Trainer *t = trainer_new(c, c->dev, &o, &c->err);
     CHECK(c, t);
     CHECK(c, trainer_set_weights(t, c->model, &c->err));
     TrainerBatch b = batch_of(c, &o, "", 0);
