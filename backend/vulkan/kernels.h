@@ -25,14 +25,16 @@ enum {
     CAP_CPU = 16,         // a driver that runs shaders on the CPU
 };
 
-// A number taken from the call: a literal, a dimension of an operand's padded shape, or a word of
-// the parameters.
-typedef enum { FROM_VALUE, FROM_DIM, FROM_PARAM } Source;
+// A number taken from the call: a literal; a dimension of an operand's padded shape; a word of the
+// parameters; the dimensions left after merging those OPERAND bits; 1 if one of them spans 2^31
+// elements or more, else 0.
+typedef enum { FROM_VALUE, FROM_DIM, FROM_PARAM, FROM_RANK, FROM_WIDE } Source;
 #define PARAM(Op, field) (offsetof(Op##Params, field) / 4)
 
 typedef struct RowConstant {
     uint32_t id;    // specialisation constant, 32 and up
-    uint32_t value; // FROM_VALUE: itself; FROM_DIM: the dimension 0..5; FROM_PARAM: PARAM(...)
+    uint32_t value; // FROM_VALUE: itself; FROM_DIM: the dimension 0..5; FROM_PARAM: PARAM(...);
+                    // FROM_RANK, FROM_WIDE: OPERAND bits
     Source from;
     int operand;    // FROM_DIM
 } RowConstant;
@@ -71,6 +73,9 @@ typedef struct KernelRow {
     // and its outer strides are multiples of n, the last stride is 1. 0 or 1: nothing asked.
     uint32_t align[MAX_OPERANDS];
     RowNeed needs[MAX_NEEDS];
+    // OPERAND bits, all of one shape: the argument block has their neighbouring dimensions merged
+    // where they lie one after the other in all of them (FROM_RANK says how many are left).
+    uint32_t merge;
     uint32_t caps;   // CAP_*
     uint32_t shared; // bytes of shared memory
     KernelPass pass[MAX_PASSES]; // module NULL ends the list
@@ -92,6 +97,9 @@ const KernelRow *rows_get(OpId op, int row); // NULL past the end
 bool row_takes(const KernelRow *row, const OpCall *call, const RowLimits *limits, char *why);
 // Tiles of one pass for this call; 0 where a shape is empty or the pass is skipped.
 uint64_t pass_tiles(const KernelPass *pass, const OpCall *call);
+// The operands as the argument block has them (merged where the row asks for it); address 0 where
+// absent.
+void row_arguments(const KernelRow *row, const OpCall *call, TensorArg *args);
 // Value of a constant or need.
 uint32_t row_number(Source from, int operand, uint32_t index, const OpCall *call);
 
