@@ -69,7 +69,7 @@ typedef struct Cmd {
 
 struct Command {
     const char *name, *summary; // one line, without a full stop
-    const char *text;           // a paragraph or more for the help (blank lines between); may be NULL
+    const char *text;           // paragraphs for the help, blank lines between; may be NULL
     const char *examples;       // lines; may be NULL
     const Option *options;
     int option_count;
@@ -94,19 +94,19 @@ bool cmd_given(const Cmd *cmd, const char *option); // by long name
 // Every subcommand's usage errors: "generate: ..." with STATUS_USAGE.
 bool cmd_usage(const Cmd *cmd, Error *err, const char *format, ...) PRINTF_LIKE(3, 4);
 
-// ---- shared steps (cmd_common.c) ----------------------------------------------------------------
+// ---- shared steps (cmd_common.c) --------------------------------------------------------------
 // Opens --device with --vram, --threads and the pipeline cache. dev_close ends it.
 Device *cmd_open_device(const Cmd *cmd, Error *err);
 DeviceOptions cmd_device_options(const Cmd *cmd);
 // The file that -m names: `nano` (shipped), a file, a folder with model.safetensors, or a name in
 // KILN_MODELS. NULL with an error that says where it looked.
 char *cmd_find_model(void *parent, const char *model, Error *err);
-bool cmd_print(Error *err, const char *format, ...) PRINTF_LIKE(2, 3); // to standard output, checked
+bool cmd_print(Error *err, const char *format, ...) PRINTF_LIKE(2, 3); // to stdout
 bool cmd_print_json(JsonOut *w, Error *err); // one object and a newline; frees w
 // Is `path`'s folder there and writable, so that hours of work are not lost at the end?
 bool cmd_check_output(const char *path, Error *err);
 
-// ---- help (cmd_help.c) --------------------------------------------------------------------------
+// ---- help (cmd_help.c) ------------------------------------------------------------------------
 bool help_command(const Command *command, Error *err); // `kiln help NAME`, to standard output
 bool help_all(FILE *out);
 

@@ -36,7 +36,7 @@ Device *cmd_open_device(const Cmd *cmd, Error *err) {
     return dev;
 }
 
-// ---- models -----------------------------------------------------------------------------------------
+// ---- models -----------------------------------------------------------------------------------
 
 #define SHIPPED_NANO "nano-cifar10"
 #define MODEL_FILE "model.safetensors"
@@ -102,7 +102,7 @@ char *cmd_find_model(void *parent, const char *model, Error *err) {
     return NULL;
 }
 
-// ---- output -----------------------------------------------------------------------------------------
+// ---- output -----------------------------------------------------------------------------------
 
 static bool output_failed(Error *err) {
     return err_failed(err, "standard output: expected to write to it; %s", strerror(errno));
@@ -117,7 +117,8 @@ bool cmd_print(Error *err, const char *format, ...) {
 }
 
 bool cmd_print_json(JsonOut *w, Error *err) {
-    bool ok = fwrite(w->text, 1, w->n, stdout) == w->n && putchar('\n') != EOF && fflush(stdout) == 0;
+    bool ok = fwrite(w->text, 1, w->n, stdout) == w->n && putchar('\n') != EOF &&
+        fflush(stdout) == 0;
     json_out_free(w);
     return ok || output_failed(err);
 }

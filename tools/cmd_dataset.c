@@ -79,11 +79,12 @@ static void put_damage(JsonOut *w, const Dataset *set) {
     int n = dataset_damage_count(set);
     json_key(w, "damaged"), json_put_int(w, n);
     json_key(w, "damage"), json_open(w, '[');
-    for (int i = 0; i < MIN(n, (int)DATASET_KEPT_DAMAGE); i++) json_put_string(w, dataset_damage(set, i));
+    for (int i = 0; i < MIN(n, (int)DATASET_KEPT_DAMAGE); i++)
+        json_put_string(w, dataset_damage(set, i));
     json_close(w, ']');
 }
 
-// ---- info -------------------------------------------------------------------------------------------
+// ---- info -------------------------------------------------------------------------------------
 
 static bool info_json(const Dataset *set, const DatasetInfo *info, Error *err) {
     JsonOut w = {0};
@@ -132,7 +133,8 @@ static bool info_text(const Dataset *set, const DatasetInfo *info, Error *err) {
     for (int i = 0; i < info->classes && ok; i++)
         ok = cmd_print(err, "  %7d  %s\n", info->per_class[i], dataset_class(set, i));
     for (int i = 0; i < MIN(info->size_count, (int)SHOWN_SIZES) && ok; i++)
-        ok = cmd_print(err, "  %7d  of %d x %d pixels\n", info->sizes[i].count, info->sizes[i].width,
+        ok = cmd_print(err, "  %7d  of %d x %d pixels\n", info->sizes[i].count,
+                       info->sizes[i].width,
                        info->sizes[i].height);
     if (ok && info->size_count > SHOWN_SIZES)
         ok = cmd_print(err, "           and %d more sizes\n", info->size_count - SHOWN_SIZES);
@@ -151,7 +153,7 @@ static bool run_info(Cmd *cmd, const Values *v, Dataset *set, Error *err) {
     return ok;
 }
 
-// ---- import -----------------------------------------------------------------------------------------
+// ---- import -----------------------------------------------------------------------------------
 
 static bool run_import(Cmd *cmd, const Values *v, Dataset *set, Error *err) {
     Watch watch = {cmd, NULL};
@@ -163,7 +165,8 @@ static bool run_import(Cmd *cmd, const Values *v, Dataset *set, Error *err) {
     warn_damage(cmd, set);
     char bytes[32];
     format_bytes(bytes, done.bytes);
-    log_msg(cmd->log, LOG_INFO, "%s: %d pictures in %d shards, %s", v->target, done.count, done.shards,
+    log_msg(cmd->log, LOG_INFO, "%s: %d pictures in %d shards, %s", v->target, done.count,
+            done.shards,
             bytes);
     if (!v->common.json) return true;
     JsonOut w = {0};
@@ -177,13 +180,14 @@ static bool run_import(Cmd *cmd, const Values *v, Dataset *set, Error *err) {
     return cmd_print_json(&w, err);
 }
 
-// ---- preview ----------------------------------------------------------------------------------------
+// ---- preview ----------------------------------------------------------------------------------
 
 static bool run_preview(Cmd *cmd, const Values *v, Dataset *set, Error *err) {
     int rows = MIN((int)v->rows, dataset_class_count(set));
     Image *sheet = dataset_preview(cmd->mem, set, rows, (int)v->columns, (int)v->size, err);
     if (!sheet || !image_save(v->output, sheet, NULL, 0, err)) return false;
-    log_msg(cmd->log, LOG_INFO, "%s: %d classes, %d pictures each", v->output, rows, (int)v->columns);
+    log_msg(cmd->log, LOG_INFO, "%s: %d classes, %d pictures each", v->output, rows,
+            (int)v->columns);
     if (!v->common.json) return true;
     JsonOut w = {0};
     json_open(&w, '{');
@@ -194,7 +198,7 @@ static bool run_preview(Cmd *cmd, const Values *v, Dataset *set, Error *err) {
     return cmd_print_json(&w, err);
 }
 
-// ---- run --------------------------------------------------------------------------------------------
+// ---- run --------------------------------------------------------------------------------------
 
 // Options belong to an action: one given with another action is a mistake, not noise.
 static bool check(const Cmd *cmd, const Values *v, Error *err) {
@@ -204,7 +208,8 @@ static bool check(const Cmd *cmd, const Values *v, Error *err) {
     };
     for (size_t i = 0; i < COUNT_OF(owners); i++)
         if (cmd_given(cmd, owners[i].option) && strcmp(v->action, owners[i].action) != 0)
-            return cmd_usage(cmd, err, "%s: expected %s%s with %s only, found it beside it", v->action,
+            return cmd_usage(cmd, err, "%s: expected %s%s with %s only, found it beside it",
+                             v->action,
                              strcmp(owners[i].option, "DST") ? "--" : "", owners[i].option,
                              owners[i].action);
     if (strcmp(v->action, "import") == 0 && !v->target)
@@ -212,7 +217,8 @@ static bool check(const Cmd *cmd, const Values *v, Error *err) {
     if (strcmp(v->action, "preview") != 0) return true;
     if (!v->output) return cmd_usage(cmd, err, "preview: expected -o FILE, found none");
     return image_can_save(v->output) ||
-           cmd_usage(cmd, err, "--output: expected a name that ends with .png, .jpg or .jpeg, found "
+           cmd_usage(cmd, err,
+                     "--output: expected a name that ends with .png, .jpg or .jpeg, found "
                      "\"%.100s\"", v->output);
 }
 

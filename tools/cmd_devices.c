@@ -14,14 +14,15 @@ static const Option options[] = {
     {.name = "json", .kind = OPT_FLAG, FIELD(Values, common.json),
      .help = "One JSON object on standard output: `devices`, a list."},
     {.name = "verbose", .letter = 'v', .kind = OPT_FLAG, FIELD(Values, common.verbose),
-     .help = "Also the kernel row that is chosen per op and type, and why the ones before it were not."},
+     .help = "Also the kernel row that is chosen per op and type, and why the ones before it were "
+             "not."},
     {.name = "quiet", .letter = 'q', .kind = OPT_FLAG, FIELD(Values, common.quiet),
      .help = "No warnings."},
 };
 
 static const char *const kind_names[] = {"cpu", "integrated", "discrete", "software"};
 
-// ---- kernel rows ------------------------------------------------------------------------------------
+// ---- kernel rows ------------------------------------------------------------------------------
 
 // The call of a conformance case; op checks and rows look at shapes and types only.
 static OpCall call_of(const Case *c) {
@@ -73,7 +74,8 @@ static RowChoice choose(const Device *dev, OpId op, int types, const Case *c) {
 }
 
 // Calls `each` for every op and combination of types; false stops.
-static bool each_choice(const Device *dev, bool (*each)(void *, const RowChoice *, Error *), void *user,
+static bool each_choice(const Device *dev, bool (*each)(void *, const RowChoice *, Error *),
+                        void *user,
                         Error *err) {
     for (int op = 0; op < OP_COUNT; op++) {
         for (int types = 0; types < op_cases[op]->type_count; types++) {
@@ -86,7 +88,7 @@ static bool each_choice(const Device *dev, bool (*each)(void *, const RowChoice 
     return true;
 }
 
-// ---- JSON -------------------------------------------------------------------------------------------
+// ---- JSON -------------------------------------------------------------------------------------
 
 static bool put_choice(void *user, const RowChoice *r, Error *err) {
     (void)err;
@@ -102,7 +104,8 @@ static bool put_choice(void *user, const RowChoice *r, Error *err) {
     return true;
 }
 
-static void put_names(JsonOut *w, const char *key, const char *const *names, const bool *have, int n) {
+static void put_names(JsonOut *w, const char *key, const char *const *names, const bool *have,
+                      int n) {
     json_key(w, key), json_open(w, '[');
     for (int i = 0; i < n; i++)
         if (have[i]) json_put_string(w, names[i]);
@@ -145,7 +148,7 @@ static bool put_device(JsonOut *w, int index, const DeviceInfo *d, const Device 
     return ok;
 }
 
-// ---- text -------------------------------------------------------------------------------------------
+// ---- text -------------------------------------------------------------------------------------
 
 static bool print_choice(void *user, const RowChoice *r, Error *err) {
     (void)user;
@@ -162,7 +165,8 @@ static bool print_device(int index, const DeviceInfo *d, const Device *dev, Erro
                    kind_names[d->kind], d->driver, total, left))
         return false;
     if (!cmd_print(err, "   largest buffer %s", largest)) return false;
-    if (d->subgroup_max && !cmd_print(err, "; subgroups of %u to %u, %u KiB shared", d->subgroup_min,
+    if (d->subgroup_max && !cmd_print(err, "; subgroups of %u to %u, %u KiB shared",
+                                      d->subgroup_min,
                                       d->subgroup_max, d->shared_memory >> 10))
         return false;
     if (!cmd_print(err, "; arithmetic f32%s%s%s; matrices %s\n", d->f16_arithmetic ? ", f16" : "",
@@ -173,7 +177,7 @@ static bool print_device(int index, const DeviceInfo *d, const Device *dev, Erro
     return cmd_print(err, "   kernel rows:\n") && each_choice(dev, print_choice, NULL, err);
 }
 
-// ---- run --------------------------------------------------------------------------------------------
+// ---- run --------------------------------------------------------------------------------------
 
 static bool matches(const DeviceInfo *d, const char *spec) {
     return strcmp(d->id, spec) == 0 || strcmp(d->backend, spec) == 0;
@@ -186,7 +190,8 @@ static bool show(Cmd *cmd, const DeviceInfo *d, int index, JsonOut *w, Error *er
         dev = dev_open(cmd->mem, d->id, &o, err);
         if (!dev) return false;
     }
-    bool ok = cmd->common->json ? put_device(w, index, d, dev, err) : print_device(index, d, dev, err);
+    bool ok = cmd->common->json ? put_device(w, index, d, dev, err)
+                                : print_device(index, d, dev, err);
     if (dev) dev_close(dev);
     return ok;
 }
@@ -207,7 +212,9 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
     json_close(&w, ']');
     json_close(&w, '}');
     if (ok && !shown) {
-        ok = err_failed(err, "device %s: expected one that is there, found none of that name; these are:",
+        ok = err_failed(err,
+                        "device %s: expected one that is there, found none of that name; these "
+                        "are:",
                         v->common.device);
         for (int i = 0; i < count; i++) err_item(err, "%-10s %s", list[i].id, list[i].name);
     }
@@ -219,7 +226,8 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
 const Command cmd_devices = {
     .name = "devices",
     .summary = "the devices present, their limits and the kernels they take",
-    .text = "Lists every device that --device can name, with the memory it has and what it can compute.",
+    .text = "Lists every device that --device can name, with the memory it has and what it can "
+            "compute.",
     .examples = "kiln devices\nkiln devices -v --device cpu",
     COMMAND_OPTIONS(Values, options),
     .common_offset = offsetof(Values, common),

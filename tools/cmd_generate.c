@@ -40,18 +40,22 @@ enum { MAX_SIDE = 16384, GRID_COLUMNS = 8 };
 static const Option options[] = {
     {.name = "model", .letter = 'm', .kind = OPT_TEXT, FIELD(Values, model), .value = "PATH",
      .group = "model",
-     .help = "nano (the model that Kiln ships, found from any folder), a file written by `kiln train`, "
-             "or the folder that holds it as model.safetensors. A bare name is looked up in KILN_MODELS."},
+     .help = "nano (the model that Kiln ships, found from any folder), a file written by `kiln "
+             "train`, "
+             "or the folder that holds it as model.safetensors. A bare name is looked up in "
+             "KILN_MODELS."},
     LATER("diffusion-model", NO_PARTS), LATER("clip-l", NO_PARTS), LATER("clip-g", NO_PARTS),
-    LATER("t5xxl", NO_PARTS), LATER("llm", NO_PARTS), LATER("vae", NO_PARTS), LATER("lora", NO_PARTS),
-    LATER("distill", NO_PARTS),
+    LATER("t5xxl", NO_PARTS), LATER("llm", NO_PARTS), LATER("vae", NO_PARTS),
+    LATER("lora", NO_PARTS), LATER("distill", NO_PARTS),
     LATER("dummy", "synthetic weights are a later addition; give -m nano or a model file"),
     LATER("dummy-scale", "synthetic weights are a later addition; give -m nano or a model file"),
     {.name = "class", .kind = OPT_LIST, FIELD(Values, classes), .value = "NAME", .group = "picture",
      .says = "every class in turn",
      .help = "Class of the pictures, by name or number; may be given several times."},
-    {.name = "width", .letter = 'W', .kind = OPT_INT, FIELD(Values, width), .value = "PIXELS", .min = 8,
-     .max = MAX_SIDE, .says = "the model's", .help = "Width. nano makes pictures of its own size only."},
+    {.name = "width", .letter = 'W', .kind = OPT_INT, FIELD(Values, width), .value = "PIXELS",
+     .min = 8,
+     .max = MAX_SIDE, .says = "the model's",
+         .help = "Width. nano makes pictures of its own size only."},
     {.name = "height", .letter = 'H', .kind = OPT_INT, FIELD(Values, height), .value = "PIXELS",
      .min = 8, .max = MAX_SIDE, .says = "the model's", .help = "Height, likewise."},
     {.name = "batch-count", .letter = 'b', .kind = OPT_INT, FIELD(Values, batch), .value = "N",
@@ -74,42 +78,46 @@ static const Option options[] = {
     {.name = "cfg-scale", .kind = OPT_NUMBER, FIELD(Values, cfg_scale), .value = "SCALE", .min = 0,
      .max = 100, .says = "the model's (nano: 3)",
      .help = "Classifier-free guidance; 1: none, in half the time."},
-    {.name = "rng", .kind = OPT_CHOICE, FIELD(Values, rng), .choices = "torch,cuda", .value = "KIND",
+    {.name = "rng", .kind = OPT_CHOICE, FIELD(Values, rng), .choices = "torch,cuda",
+     .value = "KIND",
      .fallback = "torch",
      .help = "Whose random numbers: PyTorch's CPU generator, or its CUDA generator."},
     LATER("guidance", NO_SAMPLING), LATER("cfg-interval", NO_SAMPLING),
-    LATER("cfg-schedule", NO_SAMPLING), LATER("threshold", NO_SAMPLING), LATER("shift", NO_SAMPLING),
+    LATER("cfg-schedule", NO_SAMPLING), LATER("threshold", NO_SAMPLING),
+    LATER("shift", NO_SAMPLING),
     PRECISION_OPTION(Values),
     LATER("type", "weights are kept as the model's plan says; leave it out"),
     LATER("vae-tiling", "nano has no autoencoder; leave it out"),
     {.name = "output", .letter = 'o', .kind = OPT_TEXT, FIELD(Values, output), .value = "FILE",
      .group = "output", .fallback = "output.png",
      .help = ".png or .jpg. With more than one picture %d becomes its number (%03d: with zeros); "
-             "without %d the number is put before the ending. Pictures carry their settings as text."},
+             "without %d the number is put before the ending. Pictures carry their settings as "
+             "text."},
     {.name = "grid", .kind = OPT_FLAG, FIELD(Values, grid),
      .help = "One contact sheet in place of single files: one row per class."},
     {.name = "dump", .kind = OPT_TEXT, FIELD(Values, dump), .value = "DIR",
-     .help = "float32 .npy files for comparison with other engines: noise, sigmas, latent.<step> after "
+     .help = "float32 .npy files for comparison with other engines: noise, sigmas, latent.<step> "
+             "after "
              "each step (from 0), latent.final, image ([B, 3, H, W], -1..1, before rounding)."},
     {.name = "noise", .kind = OPT_TEXT, FIELD(Values, noise), .value = "FILE.npy",
-     .help = "Start from this array [B, 3, H, W] in place of random numbers."},
+     .help = "Start from this array [B, 3, H, W] in place of the seed's random numbers."},
     {.name = "preview", .kind = OPT_TEXT, FIELD(Values, preview), .value = "FILE",
      .help = "Picture file that is rewritten as the pictures form."},
     COMMON_OPTIONS(Values),
 };
 
-// ---- what is to be made -------------------------------------------------------------------------------
+// ---- what is to be made -----------------------------------------------------------------------
 
 static bool check(const Cmd *cmd, const Values *v, Error *err) {
     if (!v->model) return cmd_usage(cmd, err, "expected -m MODEL, found none; try -m nano");
     if (!image_can_save(v->output))
-        return cmd_usage(cmd, err, "--output: expected a name that ends with .png, .jpg or .jpeg, found "
+        return cmd_usage(cmd, err,
+                         "--output: expected a name that ends with .png, .jpg or .jpeg, found "
                          "\"%.100s\"", v->output);
     if (v->preview && !image_can_save(v->preview))
-        return cmd_usage(cmd, err, "--preview: expected a name that ends with .png, .jpg or .jpeg, found "
+        return cmd_usage(cmd, err,
+                         "--preview: expected a name that ends with .png, .jpg or .jpeg, found "
                          "\"%.100s\"", v->preview);
-    if (v->noise && cmd_given(cmd, "seed"))
-        return cmd_usage(cmd, err, "expected --seed or --noise, found both: the noise replaces the seed");
     return true;
 }
 
@@ -120,7 +128,8 @@ static bool find_classes(const Values *v, const NanoConfig *c, Job *job, Error *
     for (int i = 0; i < kinds; i++) {
         job->kinds[i] = v->classes.n ? nano_find_class(c, v->classes.v[i]) : i;
         if (job->kinds[i] >= 0) continue;
-        err_failed(err, "--class: expected one of the model's %d classes, found \"%.60s\"", c->classes,
+        err_failed(err, "--class: expected one of the model's %d classes, found \"%.60s\"",
+                   c->classes,
                    v->classes.v[i]);
         for (int k = 0; k < c->classes; k++) {
             if (c->names) err_item(err, "%s", c->names[k]);
@@ -133,7 +142,8 @@ static bool find_classes(const Values *v, const NanoConfig *c, Job *job, Error *
 
 static bool check_size(const Values *v, const NanoConfig *c, Error *err) {
     if ((v->width && v->width != c->size) || (v->height && v->height != c->size))
-        return err_failed(err, "generate: expected the size that the model was trained for, %d x %d, "
+        return err_failed(err,
+                          "generate: expected the size that the model was trained for, %d x %d, "
                           "found %" PRId64 " x %" PRId64 "; leave -W and -H out", c->size, c->size,
                           v->width ? v->width : c->size, v->height ? v->height : c->size);
     return true;
@@ -170,7 +180,7 @@ static bool plan_job(const Cmd *cmd, const Values *v, const NanoConfig *c, Job *
     return read_noise(v, job, err) && job_check_outputs(job, err);
 }
 
-// ---- run ------------------------------------------------------------------------------------------------
+// ---- run --------------------------------------------------------------------------------------
 
 typedef struct Watch {
     Cmd *cmd;
@@ -184,7 +194,8 @@ static bool after_step(void *user, const NanoProgress *p, Error *err) {
     return job_after_step(w->job, p, err);
 }
 
-static bool print_result(const Job *job, const NanoPipeline *p, Device *dev, const Values *v,
+static bool print_result(const Cmd *cmd, const Job *job, const NanoPipeline *p, Device *dev,
+                         const Values *v,
                          Error *err) {
     RunMemory m = nano_memory(p);
     JsonOut w = {0};
@@ -193,7 +204,7 @@ static bool print_result(const Job *job, const NanoPipeline *p, Device *dev, con
     for (int i = 0; i < job->path_count; i++) json_put_string(&w, job->paths[i]);
     json_close(&w, ']');
     json_key(&w, "seed");
-    if (job->noise) json_put_null(&w);
+    if (job->noise && !cmd_given(cmd, "seed")) json_put_null(&w);
     else json_put_uint(&w, job->seed);
     json_key(&w, "model"), json_put_string(&w, v->model);
     json_key(&w, "architecture"), json_put_string(&w, "nano");
@@ -228,7 +239,8 @@ static bool make(Cmd *cmd, Job *job, Device *dev, NanoPipeline *p, Error *err) {
     progress_stage(cmd->progress, "loading", NULL);
     // Planned, and refused where it does not fit, before anything is computed.
     int per_pass = nano_pictures_per_pass(job->count);
-    if (!nano_plan(p, per_pass, job->cfg_scale != 1, NULL, err) || !nano_prepare(p, err)) return false;
+    if (!nano_plan(p, per_pass, job->cfg_scale != 1, NULL, err) || !nano_prepare(p, err))
+        return false;
     job->load_seconds = os_seconds() - job->started;
     char peak[32];
     format_bytes(peak, nano_memory(p).peak_bytes);
@@ -239,7 +251,8 @@ static bool make(Cmd *cmd, Job *job, Device *dev, NanoPipeline *p, Error *err) {
     NanoRequest request = {
         .count = job->count, .classes = job->classes, .noise = job->noise, .seed = job->seed,
         .rng = job->rng, .sampler = job->sampler, .schedule = job->schedule, .steps = job->steps,
-        .cfg_scale = job->cfg_scale, .cancel = &cmd->cancel, .after_step = after_step, .user = &watch,
+        .cfg_scale = job->cfg_scale, .cancel = &cmd->cancel, .after_step = after_step,
+            .user = &watch,
     };
     double start = os_seconds();
     if (!job_begin_dump(job, err) || !nano_generate(p, &request, job->pictures, err)) return false;
@@ -271,7 +284,7 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
     job->model = path ? mem_strdup(job, path) : NULL;
     bool ok = p && plan_job(cmd, v, nano_config(p), job, err) && make(cmd, job, dev, p, err);
     if (ok) say(cmd, job, dev);
-    if (ok && v->common.json) ok = print_result(job, p, dev, v, err);
+    if (ok && v->common.json) ok = print_result(cmd, job, p, dev, v, err);
     nano_close(p);
     if (dev) dev_close(dev);
     job_free(job);
@@ -281,7 +294,8 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
 const Command cmd_generate = {
     .name = "generate",
     .summary = "make pictures from a class",
-    .text = "Makes pictures with a trained model. `-m nano` is the model that comes with Kiln: 32 x 32 "
+    .text = "Makes pictures with a trained model. `-m nano` is the model that comes with Kiln: 32 "
+            "x 32 "
             "pictures of the ten classes of CIFAR-10.",
     .examples = "kiln generate -m nano --class cat -o cat.png\n"
                 "kiln generate -m nano --class cat --class dog -b 4 -o '%d.png'\n"

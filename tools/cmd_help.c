@@ -50,19 +50,20 @@ static void fold(const Page *p, const char *text, int at, int indent) {
 static char *spelling(void *mem, const Option *o) {
     char letter[8] = "    ";
     if (o->letter) snprintf(letter, sizeof letter, "-%c, ", o->letter);
-    const char *value = o->kind == OPT_FLAG || o->kind == OPT_LATER ? "" : o->value ? o->value : "VALUE";
+    const char *value = o->kind == OPT_FLAG ||
+        o->kind == OPT_LATER ? "" : o->value ? o->value : "VALUE";
     return mem_printf(mem, "%s--%s%s%s", letter, o->name, *value ? " " : "", value);
 }
 
 // The help of an option with what follows by itself: other spelling, range, default.
 static char *description(void *mem, const Option *o) {
     char *range = option_range(mem, o), *text = mem_strdup(mem, o->help);
-    if (*range) {
-        range[0] = o->kind == OPT_CHOICE || o->kind == OPT_DEVICE ? range[0]
-                                                                  : (char)toupper((unsigned char)range[0]);
-        text = o->kind == OPT_CHOICE || o->kind == OPT_DEVICE
-                   ? mem_printf(mem, "%s One of: %s.", text, range)
-                   : mem_printf(mem, "%s %s.", text, range);
+    bool names = o->kind == OPT_CHOICE || o->kind == OPT_DEVICE;
+    if (*range && names) {
+        text = mem_printf(mem, "%s One of: %s.", text, range);
+    } else if (*range) {
+        range[0] = (char)toupper((unsigned char)range[0]);
+        text = mem_printf(mem, "%s %s.", text, range);
     }
     const char *fallback = o->says ? o->says : o->fallback;
     if (fallback) text = mem_printf(mem, "%s Default: %s.", text, fallback);
@@ -110,13 +111,17 @@ static const char *group_of(const Command *c, int i) {
     return NULL;
 }
 
+static bool same_group(const char *a, const char *b) {
+    return a == b || (a && b && strcmp(a, b) == 0);
+}
+
 // Groups in order of first appearance; rows of one group may stand apart in the table.
 static int groups_of(const Command *c, const char *groups[32]) {
     int n = 0;
     for (int i = 0; i < c->option_count; i++) {
         const char *group = c->options[i].operand ? NULL : group_of(c, i);
         bool seen = false;
-        for (int k = 0; k < n; k++) seen = seen || groups[k] == group || (group && groups[k] && !strcmp(groups[k], group));
+        for (int k = 0; k < n; k++) seen = seen || same_group(groups[k], group);
         if (!seen && !c->options[i].operand && n < 32) groups[n++] = group;
     }
     return n;
@@ -124,9 +129,7 @@ static int groups_of(const Command *c, const char *groups[32]) {
 
 static bool in_group(const Command *c, int i, const char *group) {
     const Option *o = &c->options[i];
-    const char *own = group_of(c, i);
-    return !o->operand && o->kind != OPT_LATER &&
-           (own == group || (own && group && strcmp(own, group) == 0));
+    return !o->operand && o->kind != OPT_LATER && same_group(group_of(c, i), group);
 }
 
 bool help_command(const Command *c, Error *err) {
@@ -174,7 +177,7 @@ bool help_all(FILE *out) {
     return true;
 }
 
-// ---- the manual page ----------------------------------------------------------------------------------
+// ---- the manual page --------------------------------------------------------------------------
 
 // Text for troff: backslashes and hyphens escaped; a line must not begin with a dot or quote.
 static void troff(FILE *out, const char *text) {
@@ -215,7 +218,8 @@ static void man_command(FILE *out, const Command *c) {
 }
 
 static void man_page(FILE *out) {
-    fprintf(out, ".TH KILN 1 \"\" \"Kiln %s\" \"User Commands\"\n.SH NAME\nkiln \\- image generation on "
+    fprintf(out,
+            ".TH KILN 1 \"\" \"Kiln %s\" \"User Commands\"\n.SH NAME\nkiln \\- image generation on "
                  "any device\n.SH SYNOPSIS\n.B kiln\n.I SUBCOMMAND\n[OPTIONS]\n.SH DESCRIPTION\n",
             KILN_VERSION);
     for (int i = 0; command_at(i); i++) {
@@ -223,14 +227,17 @@ static void man_page(FILE *out) {
         troff_line(out, "", command_at(i)->summary, "\n");
     }
     for (int i = 0; command_at(i); i++) man_command(out, command_at(i));
-    fputs(".SH ENVIRONMENT\n.TP\n.B KILN_DEVICE\ndefault of \\-\\-device\n.TP\n.B KILN_MODELS\nfolder in "
-          "which model names are looked up\n.TP\n.B KILN_CACHE\nfolder of the pipeline cache; default: "
+    fputs(".SH ENVIRONMENT\n.TP\n.B KILN_DEVICE\ndefault of \\-\\-device\n.TP\n.B "
+          "KILN_MODELS\nfolder in "
+          "which model names are looked up\n.TP\n.B KILN_CACHE\nfolder of the pipeline cache; "
+          "default: "
           "the XDG cache folder\n.TP\n.B NO_COLOR\nno colours in the progress line\n"
-          ".SH \"EXIT STATUS\"\n.TP\n.B 0\ndone\n.TP\n.B 1\nthe work failed\n.TP\n.B 2\nthe command line "
+          ".SH \"EXIT STATUS\"\n.TP\n.B 0\ndone\n.TP\n.B 1\nthe work failed\n.TP\n.B 2\nthe "
+          "command line "
           "is wrong\n.TP\n.B 130\ninterrupted\n", out);
 }
 
-// ---- the subcommand -------------------------------------------------------------------------------------
+// ---- the subcommand ---------------------------------------------------------------------------
 
 typedef struct Values {
     const char *name;

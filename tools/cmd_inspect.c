@@ -23,24 +23,28 @@ static const Option options[] = {
      .help = "List every tensor: name, type, shape."},
     {.name = "dummy", .kind = OPT_LATER, .help = NO_DUMMY},
     {.name = "dummy-scale", .kind = OPT_LATER, .help = NO_DUMMY},
-    {.name = "type", .kind = OPT_LATER, .help = "weights are kept as the model's plan says; leave it out"},
+    {.name = "type", .kind = OPT_LATER,
+     .help = "weights are kept as the model's plan says; leave it out"},
     {.name = "plan", .kind = OPT_FLAG, FIELD(Values, plan), .group = "plan",
-     .help = "Plan a run without allocating anything, and show what it would take, stage by stage."},
-    {.name = "width", .letter = 'W', .kind = OPT_INT, FIELD(Values, width), .value = "PIXELS", .min = 8,
+     .help = "Plan a run without allocating anything, and show what it would take, stage by "
+             "stage."},
+    {.name = "width", .letter = 'W', .kind = OPT_INT, FIELD(Values, width), .value = "PIXELS",
+     .min = 8,
      .max = 16384, .says = "the model's", .help = "Width of the pictures."},
     {.name = "height", .letter = 'H', .kind = OPT_INT, FIELD(Values, height), .value = "PIXELS",
      .min = 8, .max = 16384, .says = "the model's", .help = "Height of the pictures."},
     {.name = "batch-count", .letter = 'b', .kind = OPT_INT, FIELD(Values, batch), .value = "N",
      .min = 1, .max = NANO_MAX_PICTURES, .fallback = "1", .help = "Pictures in all."},
     {.name = "steps", .kind = OPT_INT, FIELD(Values, steps), .value = "N", .min = 1,
-     .max = SCHEDULE_MAX_STEPS, .fallback = "50", .help = "Sampling steps; memory does not depend on them."},
+     .max = SCHEDULE_MAX_STEPS, .fallback = "50",
+         .help = "Sampling steps; memory does not depend on them."},
     {.name = "cfg-scale", .kind = OPT_NUMBER, FIELD(Values, cfg_scale), .value = "SCALE", .min = 0,
      .max = 100, .fallback = "3", .help = "Guidance; 1: none, which takes less memory."},
     PRECISION_OPTION(Values),
     COMMON_OPTIONS(Values),
 };
 
-// ---- what the file is ---------------------------------------------------------------------------------
+// ---- what the file is -------------------------------------------------------------------------
 
 typedef struct Part {
     const char *name, *prefix;
@@ -97,7 +101,7 @@ static void count_tensors(const StFile *file, Summary *s) {
     }
 }
 
-// ---- the plan -----------------------------------------------------------------------------------------
+// ---- the plan ---------------------------------------------------------------------------------
 
 typedef struct Planned {
     bool done, fits;
@@ -116,7 +120,8 @@ static bool plan_nano(Cmd *cmd, const Values *v, const char *path, Planned *out,
     if (ok) {
         int size = nano_config(p)->size;
         if ((v->width && v->width != size) || (v->height && v->height != size))
-            ok = err_failed(err, "inspect: expected the size that the model was trained for, %d x %d, "
+            ok = err_failed(err,
+                            "inspect: expected the size that the model was trained for, %d x %d, "
                             "found %" PRId64 " x %" PRId64, size, size, v->width ? v->width : size,
                             v->height ? v->height : size);
     }
@@ -136,7 +141,7 @@ static bool plan_nano(Cmd *cmd, const Values *v, const char *path, Planned *out,
     return ok;
 }
 
-// ---- JSON ---------------------------------------------------------------------------------------------
+// ---- JSON -------------------------------------------------------------------------------------
 
 static void put_tensors(JsonOut *w, const StFile *file) {
     json_key(w, "tensor_list"), json_open(w, '[');
@@ -211,7 +216,7 @@ static bool print_json(const Summary *s, const StFile *file, const Planned *p, b
     return cmd_print_json(&w, err);
 }
 
-// ---- text ---------------------------------------------------------------------------------------------
+// ---- text -------------------------------------------------------------------------------------
 
 // Text from a file, on one line and without control characters.
 static const char *safe(char out[100], const char *text) {
@@ -229,8 +234,11 @@ static bool print_plan(const Planned *p, Error *err) {
     format_bytes(weights, p->memory.weights_bytes);
     format_bytes(arena, p->memory.arena_bytes);
     format_bytes(driver, p->memory.driver_bytes);
-    return cmd_print(err, "plan on %s, made in %.1f ms:\n  step: %s resident, 0 streamed, %s arena; %d ops, "
-                     "%d barriers, %.3g GFLOP\n  peak %s of %s (and %s for the driver): %s\n", p->device,
+    return cmd_print(err,
+                     "plan on %s, made in %.1f ms:\n  step: %s resident, 0 streamed, %s arena; %d "
+                     "ops, "
+                     "%d barriers, %.3g GFLOP\n  peak %s of %s (and %s for the driver): %s\n",
+                         p->device,
                      p->planning_ms, weights, arena, p->stats.ops, p->stats.barriers,
                      p->stats.flops / 1e9, peak, budget, driver, p->fits ? "fits" : "does not fit");
 }
@@ -245,16 +253,19 @@ static bool print_text(const Summary *s, const StFile *file, const Planned *p, b
                         bytes);
     const NanoConfig *c = &s->config;
     if (ok && s->architecture)
-        ok = cmd_print(err, "  patch %d, width %d, %d blocks, %d heads, %d x %d pixels, %d classes\n",
+        ok = cmd_print(err,
+                       "  patch %d, width %d, %d blocks, %d heads, %d x %d pixels, %d classes\n",
                        c->patch, c->dim, c->depth, c->heads, c->size, c->size, c->classes);
     for (int i = 0; i < s->part_count && ok && s->part_count > 1; i++) {
         format_bytes(bytes, s->parts[i].bytes);
-        ok = cmd_print(err, "  part %s: %d tensors, %s\n", s->parts[i].name, s->parts[i].tensors, bytes);
+        ok = cmd_print(err, "  part %s: %d tensors, %s\n", s->parts[i].name, s->parts[i].tensors,
+                       bytes);
     }
     for (int t = 0; t < DT_COUNT && ok; t++) {
         if (!s->by_type[t]) continue;
         format_bytes(bytes, s->type_bytes[t]);
-        ok = cmd_print(err, "  type %s: %d tensors, %s\n", dtype_name((DType)t), s->by_type[t], bytes);
+        ok = cmd_print(err, "  type %s: %d tensors, %s\n", dtype_name((DType)t), s->by_type[t],
+                       bytes);
     }
     for (int i = 0; i < file->meta_n && ok; i++)
         ok = cmd_print(err, "  %s: ", safe(clean, file->meta[i].key)) &&
@@ -267,10 +278,11 @@ static bool print_text(const Summary *s, const StFile *file, const Planned *p, b
     return ok && (!p->done || print_plan(p, err));
 }
 
-// ---- run ----------------------------------------------------------------------------------------------
+// ---- run --------------------------------------------------------------------------------------
 
 static bool check(const Cmd *cmd, const Values *v, Error *err) {
-    static const char *const of_plan[] = {"width", "height", "batch-count", "steps", "cfg-scale", "vram",
+    static const char *const of_plan[] = {"width", "height", "batch-count", "steps", "cfg-scale",
+                                          "vram",
                                           "device", "threads", "precision"};
     for (size_t i = 0; i < COUNT_OF(of_plan) && !v->plan; i++)
         if (cmd_given(cmd, of_plan[i]))
@@ -290,7 +302,8 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
     Planned planned = {0};
     bool ok = true;
     if (v->plan && !s.architecture)
-        ok = err_failed(err, "%s: expected a model of a known architecture to plan, found none", path);
+        ok = err_failed(err, "%s: expected a model of a known architecture to plan, found none",
+                        path);
     ok = ok && (!v->plan || plan_nano(cmd, v, path, &planned, err));
     ok = ok && (v->common.json ? print_json(&s, file, &planned, v->tensors, err)
                                : print_text(&s, file, &planned, v->tensors, err));
@@ -299,7 +312,8 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
     char need[32], have[32];
     format_bytes(need, planned.memory.peak_bytes);
     format_bytes(have, planned.budget);
-    return err_failed(err, "plan: expected a budget of at least %s (%" PRIu64 " bytes), found %s; raise "
+    return err_failed(err,
+                      "plan: expected a budget of at least %s (%" PRIu64 " bytes), found %s; raise "
                       "--vram or lower -b", need, planned.memory.peak_bytes, have);
 }
 

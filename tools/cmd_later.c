@@ -26,15 +26,18 @@ static bool run_serve(Cmd *cmd, const void *values, Error *err) {
 
 const Command cmd_vae = {
     .name = "vae", .summary = "(later) round-trip a picture through an autoencoder", .text = TEXT,
-    .values_size = sizeof(Values), .common_offset = NO_COMMON, .run = run_vae, .any_arguments = true,
+    .values_size = sizeof(Values), .common_offset = NO_COMMON, .run = run_vae,
+        .any_arguments = true,
 };
 
 const Command cmd_convert = {
     .name = "convert", .summary = "(later) change the layout or type of weights", .text = TEXT,
-    .values_size = sizeof(Values), .common_offset = NO_COMMON, .run = run_convert, .any_arguments = true,
+    .values_size = sizeof(Values), .common_offset = NO_COMMON, .run = run_convert,
+        .any_arguments = true,
 };
 
 const Command cmd_serve = {
     .name = "serve", .summary = "(later) HTTP API and web page", .text = TEXT,
-    .values_size = sizeof(Values), .common_offset = NO_COMMON, .run = run_serve, .any_arguments = true,
+    .values_size = sizeof(Values), .common_offset = NO_COMMON, .run = run_serve,
+        .any_arguments = true,
 };

@@ -21,10 +21,12 @@ static const Option options[] = {
     {.name = "MODEL", .kind = OPT_CHOICE, FIELD(Values, model), .choices = "nano", .operand = true,
      .required = true, .help = "The architecture to train."},
     {.name = "data", .kind = OPT_TEXT, FIELD(Values, data), .value = "PATH", .group = "files",
-     .help = "Pictures: a folder with one folder of JPEG or PNG files per class, a folder of CIFAR-10 "
+     .help = "Pictures: a folder with one folder of JPEG or PNG files per class, a folder of "
+             "CIFAR-10 "
              "binary files, or WebDataset shards. Required."},
     {.name = "out", .kind = OPT_TEXT, FIELD(Values, out), .value = "DIR",
-     .help = "Receives log.jsonl, checkpoint-<step>.safetensors, model.safetensors (averaged weights), "
+     .help = "Receives log.jsonl, checkpoint-<step>.safetensors, model.safetensors (averaged "
+             "weights), "
              "samples-<step>.png and loss.svg. Required."},
     {.name = "val", .kind = OPT_TEXT, FIELD(Values, val), .value = "PATH",
      .says = "the test split of a CIFAR-10 folder",
@@ -32,10 +34,13 @@ static const Option options[] = {
     {.name = "weights", .kind = OPT_TEXT, FIELD(Values, weights), .value = "FILE",
      .help = "Start from the weights of this model.safetensors (fine-tuning)."},
     {.name = "resume", .kind = OPT_FLAG, FIELD(Values, resume),
-     .help = "Go on from the newest whole checkpoint in DIR, bit for bit; start anew if there is none."},
-    {.name = "checkpoint-every", .kind = OPT_INT, FIELD(Values, checkpoint_every), .value = "EPOCHS",
+     .help = "Go on from the newest whole checkpoint in DIR, bit for bit; start anew if there is "
+             "none."},
+    {.name = "checkpoint-every", .kind = OPT_INT, FIELD(Values, checkpoint_every),
+     .value = "EPOCHS",
      .min = 0, .max = 1000000, .fallback = "10",
-     .help = "Epochs between checkpoints; 0: only at the end. An interrupt (Ctrl-C) writes one too."},
+     .help = "Epochs between checkpoints; 0: only at the end. An interrupt (Ctrl-C) writes one "
+             "too."},
     {.name = "checkpoint-steps", .kind = OPT_INT, FIELD(Values, checkpoint_steps), .value = "N",
      .min = 0, .max = 1e12, .fallback = "0",
      .help = "Besides, a checkpoint every so many steps; 0: none."},
@@ -45,7 +50,8 @@ static const Option options[] = {
      .fallback = "f32", .value = "TYPE", .help = "Type of the weights in model.safetensors."},
     {.name = "no-samples", .kind = OPT_FLAG, FIELD(Values, no_samples),
      .help = "No sample pictures at checkpoints."},
-    {.name = "epochs", .kind = OPT_INT, FIELD(Values, epochs), .value = "N", .min = 1, .max = 1000000,
+    {.name = "epochs", .kind = OPT_INT, FIELD(Values, epochs), .value = "N", .min = 1,
+     .max = 1000000,
      .fallback = "100", .group = "training", .help = "Passes over the data."},
     {.name = "batch", .kind = OPT_INT, FIELD(Values, batch), .value = "N", .min = 1, .max = 4096,
      .fallback = "64", .help = "Pictures per step."},
@@ -56,16 +62,20 @@ static const Option options[] = {
     {.name = "warmup", .kind = OPT_INT, FIELD(Values, warmup), .value = "STEPS", .min = 0,
      .max = 1000000, .says = "1000, or a tenth of a shorter run",
      .help = "Steps in which the rate rises to --lr."},
-    {.name = "weight-decay", .kind = OPT_NUMBER, FIELD(Values, weight_decay), .value = "W", .min = 0,
+    {.name = "weight-decay", .kind = OPT_NUMBER, FIELD(Values, weight_decay), .value = "W",
+     .min = 0,
      .max = 1, .fallback = "0", .help = "AdamW's weight decay."},
     {.name = "ema", .kind = OPT_NUMBER, FIELD(Values, ema), .value = "DECAY", .min = 0, .max = 1,
      .says = "0.9995", .help = "Decay of the averaged weights, per step."},
-    {.name = "label-dropout", .kind = OPT_NUMBER, FIELD(Values, label_dropout), .value = "P", .min = 0,
+    {.name = "label-dropout", .kind = OPT_NUMBER, FIELD(Values, label_dropout), .value = "P",
+     .min = 0,
      .max = 1, .fallback = "0.1", .help = "Share of pictures trained without their class."},
-    {.name = "no-flip", .kind = OPT_FLAG, FIELD(Values, no_flip), .help = "Do not mirror half of the pictures."},
+    {.name = "no-flip", .kind = OPT_FLAG, FIELD(Values, no_flip),
+     .help = "Do not mirror half of the pictures."},
     {.name = "precision", .kind = OPT_CHOICE, FIELD(Values, precision), .choices = "f32,fp16,bf16",
      .fallback = "f32", .value = "P",
-     .help = "Type of matrix products and activations; fp16 with a gradient scaler. Weights, moments "
+     .help = "Type of matrix products and activations; fp16 with a gradient scaler. Weights, "
+             "moments "
              "and sums stay f32."},
     {.name = "seed", .letter = 's', .kind = OPT_SEED, FIELD(Values, seed), .value = "N",
      .says = "random, and printed", .help = "Everything random in the run."},
@@ -80,7 +90,9 @@ static const Option options[] = {
     {.name = "heads", .kind = OPT_INT, FIELD(Values, heads), .value = "N", .min = 1, .max = 512,
      .fallback = "6", .help = "Attention heads."},
     {.name = "size", .kind = OPT_INT, FIELD(Values, size), .value = "N", .min = 8, .max = 512,
-     .fallback = "32", .help = "Pixels per side of a picture, a multiple of --patch; others are cut and resized."},
+     .fallback = "32",
+         .help = "Pixels per side of a picture, a multiple of --patch; others are cut and "
+                 "resized."},
     {.name = "sample-cfg-scale", .kind = OPT_NUMBER, FIELD(Values, sample_cfg), .value = "SCALE",
      .min = 0, .max = 100, .says = "3", .help = "Guidance of the sample pictures."},
     COMMON_OPTIONS(Values),
@@ -100,14 +112,17 @@ static void watch_progress(void *user, const TrainProgress *t) {
     Watch *w = user;
     if (w->stage != t->stage) {
         w->stage = t->stage;
-        progress_stage(w->cmd->progress, t->stage, strcmp(t->stage, "data") == 0 ? "picture" : "step");
+        progress_stage(w->cmd->progress, t->stage, strcmp(t->stage,
+                                                          "data") == 0 ? "picture" : "step");
     }
     char note[96] = "";
     if (t->epochs)
-        snprintf(note, sizeof note, "epoch %d/%d  loss %.4f  lr %.2e", t->epoch, t->epochs, t->loss, t->lr);
+        snprintf(note, sizeof note, "epoch %d/%d  loss %.4f  lr %.2e", t->epoch, t->epochs, t->loss,
+                 t->lr);
     progress_update(w->cmd->progress, t->step, t->steps, dev_memory(w->dev).used, note);
     double now = os_seconds();
-    if (strcmp(t->stage, "train") != 0 || now - w->said < SAY_EVERY || progress_shown(w->cmd->progress))
+    if (strcmp(t->stage, "train") != 0 || now - w->said < SAY_EVERY ||
+        progress_shown(w->cmd->progress))
         return;
     w->said = now;
     log_msg(w->cmd->log, LOG_INFO, "step %" PRId64 "/%" PRId64 "  %s  %.3f s/step  %.0f images/s",
@@ -120,7 +135,8 @@ static bool check(const Cmd *cmd, const Values *v, Error *err) {
     if (v->resume && v->weights)
         return cmd_usage(cmd, err, "expected --resume or --weights, found both");
     if (v->size % v->patch)
-        return cmd_usage(cmd, err, "--patch: expected a divisor of --size %" PRId64 ", found %" PRId64,
+        return cmd_usage(cmd, err,
+                         "--patch: expected a divisor of --size %" PRId64 ", found %" PRId64,
                          v->size, v->patch);
     if (v->dim % v->heads || v->dim % 8)
         return cmd_usage(cmd, err, "--dim: expected a multiple of 8 and of --heads %" PRId64
@@ -205,7 +221,8 @@ const Command cmd_train = {
     .name = "train",
     .summary = "train or fine-tune a model; stop and resume at any moment",
     .text = "Trains Nano-Sora, a small class-conditional diffusion transformer, by rectified flow. "
-            "Ctrl-C writes a checkpoint and stops; --resume goes on from it as if nothing had happened "
+            "Ctrl-C writes a checkpoint and stops; --resume goes on from it as if nothing had "
+            "happened "
             "(same device, same losses).",
     .examples = "kiln train nano --data cifar-10-batches-bin --out run\n"
                 "kiln train nano --data cifar-10-batches-bin --out run --resume\n"

@@ -8,7 +8,7 @@
 #include <ctype.h>
 #include <inttypes.h>
 
-enum { GAP = 2, WHITE = 255, MAX_DIGITS = 9 };
+enum { GAP = 2, WHITE = 255, MAX_DIGITS = 9, SHEET_COLUMNS = 8 };
 #define MAX_TRACE_BYTES ((uint64_t)2 << 30)
 #define PREVIEW_SECONDS 0.3
 
@@ -24,7 +24,7 @@ const char *job_class(const Job *job, int c) {
     return job->names ? job->names[c] : mem_printf((void *)(uintptr_t)job, "%d", c);
 }
 
-// ---- names ----------------------------------------------------------------------------------------
+// ---- names ------------------------------------------------------------------------------------
 
 // `%d` or `%0Nd` in the file's name; NULL: none. *length of the whole, *digits N.
 static const char *find_number(const char *path, int *length, int *digits) {
@@ -50,15 +50,40 @@ static char *picture_path(Job *job, int k, bool numbered) {
     return mem_printf(job, "%.*s-%d%s", (int)(ending - job->output), job->output, k, ending);
 }
 
+// One row per class; a single class fills rows of SHEET_COLUMNS.
+static int sheet_columns(const Job *job) {
+    return job->rows > 1 ? job->columns : MIN(job->columns, (int)SHEET_COLUMNS);
+}
+
 static bool same_folder(const char *a, const char *b) {
     size_t n = (size_t)(os_base_name(a) - a);
     return n == (size_t)(os_base_name(b) - b) && memcmp(a, b, n) == 0;
 }
 
+// What cannot be held or shown is refused before it is computed.
+static bool check_sizes(const Job *job, Error *err) {
+    uint64_t bytes = (uint64_t)job->count * job->numbers * sizeof(float), ram = os_memory_total();
+    if (ram && bytes > ram / 4)
+        return err_failed(err,
+                          "generate: expected pictures of %llu MiB at most, found %llu; lower -b",
+                          (unsigned long long)(ram / 4 >> 20), (unsigned long long)(bytes >> 20));
+    if (!job->grid || job->count == 1) return true;
+    int64_t columns = sheet_columns(job), rows = (job->count + columns - 1) / columns;
+    int64_t width = columns * (job->size + GAP) + GAP, height = rows * (job->size + GAP) + GAP;
+    if (width > IMAGE_MAX_SIDE || height > IMAGE_MAX_SIDE || width * height > IMAGE_MAX_PIXELS)
+        return err_failed(err,
+                          "--grid: expected a sheet of at most %d pixels per side and %d in all, "
+                          "found %lld x %lld; lower -b", IMAGE_MAX_SIDE, IMAGE_MAX_PIXELS,
+                          (long long)width, (long long)height);
+    return true;
+}
+
 bool job_check_outputs(Job *job, Error *err) {
+    if (!check_sizes(job, err)) return false;
     job->path_count = job->grid ? 1 : job->count;
     job->paths = MEM_ARRAY(job, char *, job->path_count);
-    for (int i = 0; i < job->path_count; i++) job->paths[i] = picture_path(job, i, job->path_count > 1);
+    for (int i = 0; i < job->path_count; i++)
+        job->paths[i] = picture_path(job, i, job->path_count > 1);
     if (job->dump && !os_make_dirs(job->dump, err)) return err_prefix(err, "--dump");
     if (job->preview && !cmd_check_output(job->preview, err)) return err_prefix(err, "--preview");
     for (int i = 0; i < job->path_count; i++) { // %d may stand in a folder's name too
@@ -69,9 +94,10 @@ bool job_check_outputs(Job *job, Error *err) {
     return true;
 }
 
-// ---- while it runs ----------------------------------------------------------------------------------
+// ---- while it runs ----------------------------------------------------------------------------
 
-static bool dump(Job *job, const char *name, int ndim, const int64_t *shape, const float *v, Error *err) {
+static bool dump(Job *job, const char *name, int ndim, const int64_t *shape, const float *v,
+                 Error *err) {
     char *file = mem_printf(NULL, "%s.npy", name), *path = os_path_join(file, job->dump, file);
     bool ok = npy_write(path, DT_F32, ndim, shape, v, err);
     mem_free(file);
@@ -107,10 +133,12 @@ bool job_begin_dump(Job *job, Error *err) {
     return ok;
 }
 
-static Image *sheet(void *parent, const Job *job, const float *x, int count, int columns, Error *err) {
+static Image *sheet(void *parent, const Job *job, const float *x, int count, int columns,
+                    Error *err) {
     const Image **images = MEM_ARRAY(parent, const Image *, count);
     for (int i = 0; i < count; i++) {
-        images[i] = image_from_floats(parent, x + (size_t)i * job->numbers, job->size, job->size, err);
+        images[i] = image_from_floats(parent, x + (size_t)i * job->numbers, job->size, job->size,
+                                      err);
         if (!images[i]) return NULL;
     }
     if (count == 1) return image_from_floats(parent, x, job->size, job->size, err);
@@ -118,21 +146,23 @@ static Image *sheet(void *parent, const Job *job, const float *x, int count, int
 }
 
 bool job_after_step(Job *job, const NanoProgress *p, Error *err) {
-    size_t n = (size_t)p->pictures * job->numbers;
+    size_t n = (size_t)p->pictures * job->numbers, count = (size_t)job->count;
     if (job->trace)
-        memcpy(job->trace + ((size_t)p->step * (size_t)job->count + (size_t)p->first) * job->numbers,
-               p->x, n * sizeof(float));
+        memcpy(job->trace + ((size_t)p->step * count + (size_t)p->first) * job->numbers, p->x,
+               n * sizeof(float));
     double now = os_seconds();
-    if (!job->preview || (now - job->last_preview < PREVIEW_SECONDS && p->done < p->total)) return true;
+    if (!job->preview || (now - job->last_preview < PREVIEW_SECONDS &&
+                          p->done < p->total)) return true;
     job->last_preview = now;
     void *scratch = mem_new(NULL, 1);
-    Image *image = sheet(scratch, job, p->x, p->pictures, MIN(p->pictures, job->columns), err);
+    Image *image = sheet(scratch, job, p->x, p->pictures, MIN(p->pictures, sheet_columns(job)),
+                         err);
     bool ok = image && image_save(job->preview, image, NULL, 0, err);
     mem_free(scratch);
     return ok || err_prefix(err, "--preview");
 }
 
-// ---- at the end -------------------------------------------------------------------------------------
+// ---- at the end -------------------------------------------------------------------------------
 
 // The form of the A1111 web UI: the prompt, then one line of settings.
 static char *parameters(void *parent, const Job *job, int k) {
@@ -151,7 +181,8 @@ static char *parameters(void *parent, const Job *job, int k) {
     if (str_ends(name, ".safetensors")) name[strlen(name) - strlen(".safetensors")] = 0;
     if (!job->noise)
         snprintf(seed, sizeof seed, "Seed: %" PRIu64 ", ", job->seed + (uint64_t)MAX(k, 0));
-    return mem_printf(parent, "%s\nSteps: %d, Sampler: %s, CFG scale: %.15g, %sSize: %dx%d, Model: %s, "
+    return mem_printf(parent,
+                      "%s\nSteps: %d, Sampler: %s, CFG scale: %.15g, %sSize: %dx%d, Model: %s, "
                       "%sVersion: Kiln %s", text, job->steps, sampler, job->cfg_scale, seed,
                       job->size, job->size, name, job->rng == NOISE_TORCH ? "RNG: CPU, " : "",
                       KILN_VERSION);
@@ -177,8 +208,7 @@ bool job_write(Job *job, Error *err) {
     for (int i = 0; i < job->path_count && ok; i++) {
         void *scratch = mem_new(NULL, 1);
         const float *x = job->pictures + (size_t)(job->grid ? 0 : i) * job->numbers;
-        Image *image = sheet(scratch, job, x, job->grid ? job->count : 1,
-                             job->rows > 1 ? job->columns : MIN(job->columns, 8), err);
+        Image *image = sheet(scratch, job, x, job->grid ? job->count : 1, sheet_columns(job), err);
         ImageText text = {"parameters", parameters(scratch, job, job->grid ? -1 : i)};
         ok = image && image_save(job->paths[i], image, &text, 1, err);
         mem_free(scratch);

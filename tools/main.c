@@ -1,5 +1,5 @@
-// main.c: the `kiln` command: finds the subcommand, parses its options, runs it, and turns its error
-// into one line and an exit status.
+// main.c: the `kiln` command: finds the subcommand, parses its options, runs it, turns its error into
+// one line and an exit status.
 #include "tools/cmd.h"
 
 #include "backend/os.h"
@@ -28,7 +28,7 @@ static const char *command_name_at(const void *user, int i) {
     return c ? c->name : NULL;
 }
 
-// ---- log and cancel: shared by all subcommands ------------------------------------------------------
+// ---- log and cancel: shared by all subcommands ------------------------------------------------
 
 static void write_log(void *user, LogLevel level, const char *line) {
     progress_clear(user);
@@ -40,7 +40,7 @@ static bool cancel_asked(void *user) {
     return os_interrupted();
 }
 
-// ---- running ------------------------------------------------------------------------------------------
+// ---- running ----------------------------------------------------------------------------------
 
 // KILN_DEVICE stands in for --device, and is checked as strictly.
 static bool default_device(CommonOptions *common, Error *err) {
@@ -104,7 +104,8 @@ static bool run_line(int argc, char **argv, Error *err) {
     if (c) return run_command(c, argc - 2, argv + 2, err);
     const char *near = nearest_name(name, command_name_at, NULL);
     if (near)
-        return err_set(err, STATUS_USAGE, "unknown subcommand %.100s; did you mean %s?", name, near);
+        return err_set(err, STATUS_USAGE, "unknown subcommand %.100s; did you mean %s?", name,
+                       near);
     return err_set(err, STATUS_USAGE, "unknown subcommand %.100s; `kiln help` lists them", name);
 }
 

@@ -6,7 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-// ---- ranges, as messages and the help show them ---------------------------------------------------
+// ---- ranges, as messages and the help show them -----------------------------------------------
 
 static char *size_text(void *parent, double bytes) {
     static const char *const units = "KMGTP";
@@ -49,7 +49,7 @@ char *option_range(void *parent, const Option *o) {
     }
 }
 
-// ---- values -----------------------------------------------------------------------------------------
+// ---- values -----------------------------------------------------------------------------------
 
 // Decimal digits only, so that " 1", "+1", "0x10" and "1e9" are not whole numbers.
 static bool parse_whole(const char *text, bool sign, bool *negative, uint64_t *out) {
@@ -114,7 +114,8 @@ static bool parse_device(const char *text) {
         return false;
     bool negative;
     uint64_t index;
-    return !text[n] || (strlen(text + n + 1) <= 3 && parse_whole(text + n + 1, false, &negative, &index));
+    if (!text[n]) return true;
+    return strlen(text + n + 1) <= 3 && parse_whole(text + n + 1, false, &negative, &index);
 }
 
 static bool parse_choice(const Option *o, const char *text, const char **out) {
@@ -144,7 +145,7 @@ bool option_value(const Option *o, const char *name, const char *text, void *fie
     return false;
 }
 
-// ---- nearest name -----------------------------------------------------------------------------------
+// ---- nearest name -----------------------------------------------------------------------------
 
 enum { NAME_MAX_LENGTH = 40 };
 
@@ -176,7 +177,7 @@ const char *nearest_name(const char *text, const char *(*at)(const void *user, i
     return best;
 }
 
-// ---- the command line ---------------------------------------------------------------------------------
+// ---- the command line -------------------------------------------------------------------------
 
 typedef struct Parse {
     void *parent;
@@ -234,7 +235,8 @@ static const char *next_value(Parse *p, const Option *o, const char *shown, int 
     if (next && !option) return p->argv[++*i];
     char *range = option_range(NULL, o);
     const char *wanted = *range ? range : o->value ? o->value : "a value";
-    err_set(p->err, STATUS_USAGE, "%s: %s: expected %s after it, found %s%s", p->what, shown, wanted,
+    err_set(p->err, STATUS_USAGE, "%s: %s: expected %s after it, found %s%s", p->what, shown,
+            wanted,
             next ? "the option " : "nothing", next ? next : "");
     mem_free(range);
     return NULL;
@@ -243,7 +245,8 @@ static const char *next_value(Parse *p, const Option *o, const char *shown, int 
 static bool unknown(Parse *p, const char *shown, const char *name) {
     const char *near = name ? nearest_name(name, long_name_at, p) : NULL;
     if (near)
-        return err_set(p->err, STATUS_USAGE, "%s: unknown option %.100s; did you mean --%s?", p->what,
+        return err_set(p->err, STATUS_USAGE, "%s: unknown option %.100s; did you mean --%s?",
+                       p->what,
                        shown, near);
     return err_set(p->err, STATUS_USAGE, "%s: unknown option %.100s; `kiln help %s` lists them",
                    p->what, shown, p->what);

@@ -29,7 +29,7 @@ typedef struct Option {
     OptionKind kind;
     size_t offset;     // of the field in the subcommand's struct: FIELD(T, f)
     const char *value; // what the help calls the value: "FILE"
-    const char *help;  // one or two sentences, without the range and default, which follow by themselves
+    const char *help;  // sentences; the range and default follow by themselves
     const char *fallback; // the default, written as a user would; parsed first. NULL: zero or NULL
     const char *says;  // shown as default in place of `fallback` ("random, and printed")
     double min, max;   // OPT_INT (whole numbers to 2^53), OPT_NUMBER, OPT_SIZE

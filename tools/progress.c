@@ -7,7 +7,7 @@ struct Progress {
     bool shown, colour, drawn;
     char stage[32], unit[16];
     double start;       // of the stage
-    double first_done;  // when the first unit was done: it holds one-time work, kept out of the rate
+    double first_done;  // of the first unit, which holds one-time work: not in the rate
     int64_t first;      // its number
     double last_draw;
 };
