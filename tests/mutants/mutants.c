@@ -24,11 +24,16 @@ static const Mutant mutants[] = {
     {0},
 };
 
-typedef struct Caught { int cases; char reason[320]; } Caught;
+enum { TILE = 64 * 64 };
+
+typedef struct Caught { int cases; long long wrong; char reason[320]; } Caught;
 
 static void report(void *user, const ConformResult *r) {
     Caught *caught = user;
     if (r->status != CONFORM_FAIL || !strncmp(r->name, "coverage", 8)) return;
+    long long wrong = 0;
+    const char *count = strchr(r->reason, ':');
+    if (count && sscanf(count, ": %lld of", &wrong) == 1 && wrong > caught->wrong) caught->wrong = wrong;
     if (!caught->cases++) snprintf(caught->reason, sizeof caught->reason, "%s", r->reason);
 }
 
@@ -44,6 +49,11 @@ static bool run(const Mutant *m) {
     }
     if (!conform_run(&o, &totals, &err)) {
         printf("FAIL %s: %s\n", m->name, err.text);
+        return false;
+    }
+    if (caught.wrong > TILE) {
+        printf("FAIL %s: spoils %lld elements, more than a tile: too easy to notice\n", m->name,
+               caught.wrong);
         return false;
     }
     if (!caught.cases) printf("FAIL %s: %s '%s' did not notice\n", m->name, m->op, m->where);
