@@ -78,7 +78,7 @@ static void test_cpu(void **state) {
 static void test_vulkan(void **state) {
     (void)state;
     if (!vulkan_there()) skip();
-    run("vulkan", NULL, NULL, VULKAN_SKIPS, CASES / 2);
+    run("vulkan", NULL, NULL, VULKAN_SKIPS, CASES / 4);
 }
 
 static void test_vulkan_model(void **state) {
