@@ -12,28 +12,20 @@ layout(constant_id = 17) const uint Y_TYPE = 0;
 layout(constant_id = 32) const uint VEC = 1;
 #include "common/walk.glsl"
 
-void copy_unit(uvec2 to, uvec2 from) {
-    if (VEC == 4) store4(to, 0, Y_TYPE, load4(from, 0, X_TYPE));
-    else if (X_TYPE == Y_TYPE && dtype_shift(X_TYPE) == 2) RefU32(to).v[0] = RefU32(from).v[0];
-    else if (X_TYPE == Y_TYPE) RefU16(to).v[0] = RefU16(from).v[0];
-    else store(to, 0, Y_TYPE, load(from, 0, X_TYPE));
-}
-
 void main() {
     TensorArg x = args.x, y = args.y;
-    Walk w;
-    [[unroll]] for (int d = 0; d < 6; d++) w.shape[d] = y.shape[d];
-    w.shape[5] /= VEC;
-    walk_tensor(w, 0, x, VEC);
-    walk_tensor(w, 1, y, VEC);
-    uint units = w.shape[0] * w.shape[1] * w.shape[2] * w.shape[3] * w.shape[4] * w.shape[5];
-    walk_merge(w, 2);
+    uint units = y.shape[5] / VEC;
+    [[unroll]] for (int d = 6 - int(RANK); d < 5; d++) units *= y.shape[d];
     uint first = tile_number() * (FLAT / VEC), step = gl_WorkGroupSize.x;
     uint end = min(units - first, FLAT / VEC);
     for (uint j = gl_LocalInvocationIndex; j < end; j += step) {
         uint at[6];
-        walk_at(w, first + j, at);
-        copy_unit(walk_addr(w, 1, at, tensor_addr(y), Y_TYPE),
-                  walk_addr(w, 0, at, tensor_addr(x), X_TYPE));
+        walk_at(y, VEC, first + j, at);
+        uvec2 from = tensor_addr(x), to = tensor_addr(y);
+        uint i = walk_index(x, VEC, at, from, X_TYPE), o = walk_index(y, VEC, at, to, Y_TYPE);
+        if (VEC == 4) store4(to, o, Y_TYPE, load4(from, i, X_TYPE));
+        else if (X_TYPE != Y_TYPE) store(to, o, Y_TYPE, load(from, i, X_TYPE));
+        else if (dtype_shift(X_TYPE) == 2) RefU32(to).v[o] = RefU32(from).v[i];
+        else RefU16(to).v[o] = RefU16(from).v[i];
     }
 }

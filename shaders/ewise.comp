@@ -45,35 +45,29 @@ float value(float x, float y, float z, float alpha, float beta) {
 void main() {
     TensorArg x = args.x, y = args.y, z = args.z, o = args.o;
     float alpha = args.p.alpha, beta = args.p.beta;
-    Walk w;
-    [[unroll]] for (int d = 0; d < 6; d++) w.shape[d] = o.shape[d];
-    w.shape[5] /= VEC;
-    walk_tensor(w, 0, o, VEC);
-    walk_tensor(w, 1, x, VEC);
-    if (HAS_Y) walk_tensor(w, 2, y, VEC);
-    else walk_tensor(w, 2, x, VEC);
-    if (HAS_Z) walk_tensor(w, 3, z, VEC);
-    else walk_tensor(w, 3, x, VEC);
-    uint units = w.shape[0] * w.shape[1] * w.shape[2] * w.shape[3] * w.shape[4] * w.shape[5];
-    walk_merge(w, 4);
+    uint units = o.shape[5] / VEC;
+    [[unroll]] for (int d = 6 - int(RANK); d < 5; d++) units *= o.shape[d];
     uint first = tile_number() * (FLAT / VEC), step = gl_WorkGroupSize.x;
     uint end = min(units - first, FLAT / VEC);
     for (uint j = gl_LocalInvocationIndex; j < end; j += step) {
-        uint at[6];
-        walk_at(w, first + j, at);
-        uvec2 to = walk_addr(w, 0, at, tensor_addr(o), O_TYPE);
-        uvec2 from = walk_addr(w, 1, at, tensor_addr(x), X_TYPE);
+        uint at[6], ix, iy = 0, iz = 0, io;
+        walk_at(o, VEC, first + j, at);
+        uvec2 to = tensor_addr(o), ax = tensor_addr(x), ay = tensor_addr(y), az = tensor_addr(z);
+        io = walk_index(o, VEC, at, to, O_TYPE);
+        ix = walk_index(x, VEC, at, ax, X_TYPE);
+        if (HAS_Y) iy = walk_index(y, VEC, at, ay, Y_TYPE);
+        if (HAS_Z) iz = walk_index(z, VEC, at, az, Z_TYPE);
         if (VEC == 4) {
-            vec4 a = load4(from, 0, X_TYPE), b = vec4(0), c = vec4(0), r;
-            if (HAS_Y) b = load4(walk_addr(w, 2, at, tensor_addr(y), Y_TYPE), 0, Y_TYPE);
-            if (HAS_Z) c = load4(walk_addr(w, 3, at, tensor_addr(z), Z_TYPE), 0, Z_TYPE);
+            vec4 a = load4(ax, ix, X_TYPE), b = vec4(0), c = vec4(0), r;
+            if (HAS_Y) b = load4(ay, iy, Y_TYPE);
+            if (HAS_Z) c = load4(az, iz, Z_TYPE);
             [[unroll]] for (int i = 0; i < 4; i++) r[i] = value(a[i], b[i], c[i], alpha, beta);
-            store4(to, 0, O_TYPE, r);
+            store4(to, io, O_TYPE, r);
         } else {
-            float a = load(from, 0, X_TYPE), b = 0, c = 0;
-            if (HAS_Y) b = load(walk_addr(w, 2, at, tensor_addr(y), Y_TYPE), 0, Y_TYPE);
-            if (HAS_Z) c = load(walk_addr(w, 3, at, tensor_addr(z), Z_TYPE), 0, Z_TYPE);
-            store(to, 0, O_TYPE, value(a, b, c, alpha, beta));
+            float a = load(ax, ix, X_TYPE), b = 0, c = 0;
+            if (HAS_Y) b = load(ay, iy, Y_TYPE);
+            if (HAS_Z) c = load(az, iz, Z_TYPE);
+            store(to, io, O_TYPE, value(a, b, c, alpha, beta));
         }
     }
 }

@@ -13,10 +13,10 @@ layout(constant_id = 32) const uint PASS = 0;
 #include "common/walk.glsl"
 
 // By bits: comparisons with infinity are not promised to work in shaders.
-bool nonfinite(uvec2 addr) {
-    if (X_TYPE == DTYPE_F32) return (RefU32(addr).v[0] & 0x7f800000u) == 0x7f800000u;
+bool nonfinite(uvec2 addr, uint i) {
+    if (X_TYPE == DTYPE_F32) return (RefU32(addr).v[i] & 0x7f800000u) == 0x7f800000u;
     uint mask = X_TYPE == DTYPE_F16 ? 0x7c00u : 0x7f80u;
-    return (uint(RefU16(addr).v[0]) & mask) == mask;
+    return (uint(RefU16(addr).v[i]) & mask) == mask;
 }
 
 void main() {
@@ -26,18 +26,17 @@ void main() {
         if (gl_LocalInvocationIndex == 0 && args.p.accumulate == 0) y.v[0] = 0.0;
         return;
     }
-    Walk w;
-    [[unroll]] for (int d = 0; d < 6; d++) w.shape[d] = x.shape[d];
-    walk_tensor(w, 0, x, 1);
-    uint units = x.shape[3] * x.shape[4] * x.shape[5];
-    walk_merge(w, 1);
+    uint units = x.shape[5];
+    [[unroll]] for (int d = 6 - int(RANK); d < 5; d++) units *= x.shape[d];
     uint first = tile_number() * FLAT;
     uint end = min(units - first, FLAT);
     bool found = false;
     for (uint j = gl_LocalInvocationIndex; j < end; j += gl_WorkGroupSize.x) {
         uint at[6];
-        walk_at(w, first + j, at);
-        if (nonfinite(walk_addr(w, 0, at, tensor_addr(x), X_TYPE))) found = true;
+        walk_at(x, 1, first + j, at);
+        uvec2 base = tensor_addr(x);
+        uint i = walk_index(x, 1, at, base, X_TYPE);
+        if (nonfinite(base, i)) found = true;
     }
     if (found) y.v[0] = 1.0;
 }

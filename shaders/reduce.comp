@@ -10,6 +10,7 @@ KILN_ARGS(Reduce, REDUCE_OPERANDS, REDUCE_FIELDS)
 #define args ReduceBlock(push.block).a
 layout(local_size_x_id = 6) in;
 layout(constant_id = 16) const uint X_TYPE = 0;
+layout(constant_id = 32) const uint WIDE = 1; // x is past 2^31 elements
 
 shared float totals[gl_WorkGroupSize.x], carries[gl_WorkGroupSize.x];
 
@@ -24,7 +25,8 @@ void main() {
     Sum sum = sum_start();
     if (inside)
         for (uint r = lane / TILE_5; r < x.shape[4]; r += lanes)
-            sum_add(sum, load(addr_add(from, r, x.stride[4], X_TYPE), column, X_TYPE));
+            sum_add(sum, WIDE == 0 ? load(from, r * x.stride[4] + column, X_TYPE)
+                                   : load(addr_add(from, r, x.stride[4], X_TYPE), column, X_TYPE));
     totals[lane] = sum.total;
     carries[lane] = sum.carry;
     barrier();

@@ -19,6 +19,64 @@ const KernelRow *rows_get(OpId op, int row) {
     return NULL;
 }
 
+// ---- merging ----------------------------------------------------------------------------------
+
+typedef struct Merged {
+    int rank;
+    uint32_t shape[MAX_DIMS], stride[MAX_OPERANDS][MAX_DIMS]; // the first `rank`
+} Merged;
+
+// Can the next dimension, of this size and these strides, join the last one taken?
+static bool joins(const Merged *m, uint32_t operands, const OpCall *call, int d, uint32_t size) {
+    if (!m->rank || (uint64_t)m->shape[m->rank - 1] * size > UINT32_MAX) return false;
+    for (int i = 0; i < MAX_OPERANDS; i++)
+        if (operands & OPERAND(i) && call->t[i].buffer &&
+            m->stride[i][m->rank - 1] != (uint64_t)ref_stride(&call->t[i], d) * size)
+            return false;
+    return true;
+}
+
+static Merged merge(uint32_t operands, const OpCall *call) {
+    Merged m = {0};
+    const TensorRef *any = NULL;
+    for (int i = 0; i < MAX_OPERANDS; i++)
+        if (operands & OPERAND(i) && call->t[i].buffer) any = &call->t[i];
+    for (int d = 0; any && d < MAX_DIMS; d++) {
+        uint32_t size = (uint32_t)ref_dim(any, d);
+        if (size == 1) continue;
+        bool join = joins(&m, operands, call, d, size);
+        int to = join ? m.rank - 1 : m.rank++;
+        m.shape[to] = join ? m.shape[to] * size : size;
+        for (int i = 0; i < MAX_OPERANDS; i++)
+            if (call->t[i].buffer) m.stride[i][to] = (uint32_t)ref_stride(&call->t[i], d);
+    }
+    return m;
+}
+
+void row_arguments(const KernelRow *row, const OpCall *call, TensorArg *args) {
+    Merged m = merge(row->merge, call);
+    for (int i = 0; i < op_info[call->op].operand_count; i++) {
+        const TensorRef *t = &call->t[i];
+        args[i] = tensor_arg(t, t->buffer ? t->buffer->address + t->offset : 0);
+        if (!t->buffer || !(row->merge & OPERAND(i))) continue;
+        for (int d = 0; d < MAX_DIMS; d++) {
+            int from = d - (MAX_DIMS - m.rank);
+            args[i].shape[d] = from < 0 ? 1 : m.shape[from];
+            args[i].stride[d] = from < 0 ? 0 : m.stride[i][from];
+        }
+    }
+}
+
+static bool is_wide(uint32_t operands, const OpCall *call) {
+    for (int i = 0; i < MAX_OPERANDS; i++) {
+        const TensorRef *t = &call->t[i];
+        if (operands & OPERAND(i) && t->buffer &&
+            ref_extent(t) / (uint64_t)dtype_size(t->dtype) > INT32_MAX)
+            return true;
+    }
+    return false;
+}
+
 uint32_t row_number(Source from, int operand, uint32_t index, const OpCall *call) {
     switch (from) {
     case FROM_DIM: return (uint32_t)ref_dim(&call->t[operand], (int)index);
@@ -27,6 +85,8 @@ uint32_t row_number(Source from, int operand, uint32_t index, const OpCall *call
         memcpy(&word, (const char *)&call->params + 4 * index, 4);
         return word;
     }
+    case FROM_RANK: return (uint32_t)MAX(merge(index, call).rank, 1);
+    case FROM_WIDE: return is_wide(index, call);
     default: return index;
     }
 }

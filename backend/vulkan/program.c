@@ -224,21 +224,20 @@ uint64_t vk_prog_bytes_for(const Device *dev, int count) {
 }
 
 // The block of a step as kiln.glsl reads it: its operands in their order, then its parameters.
-static void fill_block(uint8_t *block, const OpCall *call) {
-    const OpInfo *op = &op_info[call->op];
-    for (int i = 0; i < op->operand_count; i++) {
-        const TensorRef *t = &call->t[i];
-        TensorArg arg = tensor_arg(t, t->buffer ? t->buffer->address + t->offset : 0);
-        memcpy(block + (size_t)i * sizeof arg, &arg, sizeof arg);
-    }
-    memcpy(block + (size_t)op->operand_count * sizeof(TensorArg), &call->params, op->params_size);
+static void fill_block(uint8_t *block, const BoundStep *step) {
+    const OpInfo *op = &op_info[step->call.op];
+    TensorArg args[MAX_OPERANDS];
+    row_arguments(rows_get(step->call.op, step->row), &step->call, args);
+    size_t bytes = (size_t)op->operand_count * sizeof *args;
+    memcpy(block, args, bytes);
+    memcpy(block + bytes, &step->call.params, op->params_size);
 }
 
 static bool upload_blocks(VkState *s, Program *prog, ProgState *p, Error *err) {
     if (!memory_new(s, &p->blocks, prog->bytes, MEMORY_DEVICE, "program arguments", err)) return false;
     uint8_t *blocks = mem_new(NULL, prog->bytes);
     for (int i = 0; i < prog->count; i++)
-        fill_block(blocks + (size_t)i * BLOCK_BYTES, &prog->steps[i].call);
+        fill_block(blocks + (size_t)i * BLOCK_BYTES, &prog->steps[i]);
     bool ok = upload(s, p->blocks.buffer, 0, blocks, prog->bytes, err);
     mem_free(blocks);
     return ok;
