@@ -1,5 +1,5 @@
-// checkpoint.h: the state of a training run on disk: checkpoint-<step>.safetensors, written whole or
-// not at all, with a checksum over its tensors in the metadata.
+// checkpoint.h: the state of a training run on disk: checkpoint-<step>.safetensors, written whole
+// or not at all, with a checksum over its tensors in the metadata.
 //
 // Thread-safety: as the stores'.
 #ifndef KILN_ENGINE_CHECKPOINT_H
@@ -28,8 +28,9 @@ char *checkpoint_path(void *parent, const char *dir, int64_t step);
 StFile *checkpoint_newest(void *parent, const char *dir, int64_t *step, const Log *log, Error *err);
 // Fills the stores (after store_commit) from a file that holds exactly these parts.
 bool checkpoint_load(const StFile *file, const CheckpointPart *parts, int part_count, Error *err);
-// Removes all but the `keep` newest up to `step`, the one just written. Later ones are damaged (or the
-// run would have gone on from them): they must not push out whole ones, and are left to look at.
+// Removes all but the `keep` newest up to `step`, the one just written. Later ones are damaged (or
+// the run would have gone on from them): they must not push out whole ones, and are left to look
+// at.
 void checkpoint_prune(const char *dir, int64_t step, int keep, const Log *log);
 
 // A store alone, as a model file: f32 or f16 (rounded) tensors under their own names. A number that

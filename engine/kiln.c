@@ -138,7 +138,8 @@ static char **class_names(void *parent, const NanoConfig *c) {
     return names;
 }
 
-static bool open_model(KilnModel *m, const char *path, const KilnModelOptions *options, Error *err) {
+static bool open_model(KilnModel *m, const char *path, const KilnModelOptions *options,
+                       Error *err) {
     DType compute = DT_F32;
     if (options && !check_precision(options->precision, &compute, err)) return false;
     m->path = model_path(m, path ? path : "", err);
@@ -211,10 +212,11 @@ static bool check_request(const KilnModel *m, const KilnRequest *r, Error *err) 
         return err_set(err, STATUS_USAGE, "count: expected 1 to %d pictures, found %d",
                        NANO_MAX_PICTURES, r->count);
     if (r->prompt && *r->prompt)
-        return err_failed(err, "prompt: expected a class for this model, found a text; set class_name");
+        return err_failed(err, "prompt: expected a class for this model, found a text; set "
+                               "class_name");
     if ((r->width && r->width != size) || (r->height && r->height != size))
-        return err_failed(err, "size: expected the model's, %d x %d, found %d x %d; leave it 0", size,
-                          size, r->width, r->height);
+        return err_failed(err, "size: expected the model's, %d x %d, found %d x %d; leave it 0",
+                          size, size, r->width, r->height);
     if (!sampler_find(r->sampler ? r->sampler : ""))
         return err_set(err, STATUS_USAGE, "sampler: expected euler, found \"%.60s\"",
                        r->sampler ? r->sampler : "");
@@ -299,7 +301,8 @@ static bool generate(KilnModel *m, const KilnRequest *r, KilnImages *images, Err
     };
     int side = nano_config(m->nano)->size;
     float *x = MEM_ARRAY(scratch, float, (size_t)r->count * NANO_CHANNELS * (size_t)(side * side));
-    bool ok = nano_generate(m->nano, &request, x, err) && keep_images(images, m, r, classes, x, err);
+    bool ok =
+        nano_generate(m->nano, &request, x, err) && keep_images(images, m, r, classes, x, err);
     mem_free(scratch);
     return ok;
 }

@@ -1,5 +1,5 @@
-// kiln.h: the public interface of libkiln: from a device and a model file to pictures, and training.
-// The only header that is installed; it includes nothing of Kiln's.
+// kiln.h: the public interface of libkiln: from a device and a model file to pictures, and
+// training. The only header that is installed; it includes nothing of Kiln's.
 //
 //     KilnError err;
 //     KilnContext *ctx = kiln_open("auto", NULL, &err);
@@ -15,12 +15,12 @@
 //
 // Threads: there is no global state. Contexts can live side by side, each used by one thread at a
 // time together with its models. Callbacks run on the calling thread. KilnImages belong to no
-// context and may be read by any number of threads; kiln_memory, kiln_devices and kiln_version may be
-// called at any time by any thread.
+// context and may be read by any number of threads; kiln_memory, kiln_devices and kiln_version may
+// be called at any time by any thread.
 //
-// Ownership: what a function returns is freed by the function named beside it. Strings and arrays in
-// options are read during the call only. Structs of options are made by the functions that fill in
-// the defaults (or by {0} where said), then changed.
+// Ownership: what a function returns is freed by the function named beside it. Strings and arrays
+// in options are read during the call only. Structs of options are made by the functions that fill
+// in the defaults (or by {0} where said), then changed.
 #ifndef KILN_H
 #define KILN_H
 
@@ -56,8 +56,8 @@ typedef struct KilnError {
 } KilnError;
 
 typedef struct KilnProgress {
-    const char *stage;   // generate: "load", "sample"; train: "data", "train", "validate", "samples",
-                         // "checkpoint"
+    const char *stage; // generate: "load", "sample"; train: "data", "train", "validate", "samples",
+                       // "checkpoint"
     int64_t done, total; // steps (data: pictures)
     double seconds_left; // 0: not known yet
     // Training:
@@ -144,8 +144,8 @@ typedef enum KilnRng {
 
 typedef struct KilnRequest {
     const char *prompt;     // models that take text; NULL for others (anything else is refused)
-    const char *class_name; // a name or a number of a class for all pictures; NULL: `classes` decides
-    const int *classes;     // [count] numbers of classes; NULL (and no class_name): every class in turn
+    const char *class_name; // of all pictures: a name or a number; NULL: `classes` decides
+    const int *classes;     // [count] numbers of classes; NULL (and no class_name): all in turn
     int count;              // pictures, 1..10000
     int width, height;      // 0: the model's
     uint64_t seed;          // picture k uses seed + k
@@ -166,7 +166,8 @@ typedef struct KilnPlan {
     uint64_t driver; // allowance for the driver, outside the peak
 } KilnPlan;
 // What a request will take, before anything is allocated.
-KILN_API bool kiln_plan(KilnModel *model, const KilnRequest *request, KilnPlan *plan, KilnError *err);
+KILN_API bool kiln_plan(KilnModel *model, const KilnRequest *request, KilnPlan *plan,
+                        KilnError *err);
 
 typedef struct KilnImages KilnImages;
 // Refused, with the figure needed, where the plan does not fit the memory limit.
@@ -191,7 +192,7 @@ KILN_API bool kiln_images_save_sheet(const KilnImages *images, int columns, cons
 
 typedef struct KilnTraining {
     const char *data; // a folder of CIFAR-10 binary files, of classes of pictures, or of tar shards
-    const char *out;  // folder for log, checkpoints, model.safetensors, sample sheets and loss curve
+    const char *out; // folder for log, checkpoints, model.safetensors, sample sheets and loss curve
     const char *val;  // as data; NULL: the test split of CIFAR-10, else none
     const char *weights; // a model file to start from; NULL: fresh
     int patch, dim, depth, heads, size;

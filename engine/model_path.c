@@ -50,8 +50,8 @@ static char *find(void *scratch, const char *model, Error *err) {
     if (found) return found;
     PathKind kind = os_path_kind(model);
     if (!file && (!*model || strpbrk(model, "/\\") || kind == PATH_DIR)) {
-        err_failed(err, "%s: expected a model file or a folder with " MODEL_FILE ", found %s", model,
-                   kind == PATH_DIR ? "a folder without one" : "nothing there");
+        err_failed(err, "%s: expected a model file or a folder with " MODEL_FILE ", found %s",
+                   model, kind == PATH_DIR ? "a folder without one" : "nothing there");
         return NULL;
     }
     const char *folders[MAX_FOLDERS];
@@ -64,7 +64,8 @@ static char *find(void *scratch, const char *model, Error *err) {
     if (found) return found;
     err_failed(err, "model %s: expected a file, a folder or a known name, found none of them; set "
                "KILN_MODELS to the folder that holds it", model);
-    for (int i = 0; i < MIN(looked.items, (int)ERROR_ITEMS); i++) err_item(err, "%s", looked.item[i]);
+    for (int i = 0; i < MIN(looked.items, (int)ERROR_ITEMS); i++)
+        err_item(err, "%s", looked.item[i]);
     return NULL;
 }
 

@@ -23,7 +23,9 @@ char *parameters_text(void *parent, const Parameters *p) {
     snprintf(sampler, sizeof sampler, "%s", p->sampler);
     sampler[0] = (char)toupper((unsigned char)sampler[0]);
     if (p->seeded) snprintf(seed, sizeof seed, "Seed: %" PRIu64 ", ", p->seed);
-    return mem_printf(parent, "%s\nSteps: %d, Sampler: %s, CFG scale: %.15g, %sSize: %dx%d, Model: %s%s%s%s",
+    return mem_printf(parent,
+                      "%s\nSteps: %d, Sampler: %s, CFG scale: %.15g, %sSize: %dx%d, Model: "
+                      "%s%s%s%s",
                       p->prompt ? p->prompt : "", p->steps, sampler, p->cfg_scale, seed, p->width,
                       p->height, model, p->torch_rng ? ", RNG: CPU" : "",
                       p->version ? ", Version: Kiln " : "", p->version ? p->version : "");

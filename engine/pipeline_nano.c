@@ -107,7 +107,8 @@ static bool run_part(Part *part, const Sampler *sampler, const Schedule *schedul
     if (!plan_write(s->plan, s->labels, DT_I32, s->host_labels, err)) return false;
     Velocity velocity = {part_velocity, part};
     AfterStep after = {part_after_step, part};
-    return sampler_run(sampler, schedule, x, (size_t)part->count * s->numbers, velocity, after, err);
+    return sampler_run(sampler, schedule, x, (size_t)part->count * s->numbers, velocity, after,
+                       err);
 }
 
 void nano_noise(NoiseKind kind, uint64_t seed, float *out, size_t n) {
@@ -127,7 +128,8 @@ static bool check_request(const NanoRequest *r, const NanoConfig *c, Error *err)
         return err_failed(err, "generate: expected 1 to %d pictures, found %d", NANO_MAX_PICTURES,
                           r->count);
     if (!isfinite(r->cfg_scale))
-        return err_failed(err, "generate: expected a finite guidance scale, found %g", r->cfg_scale);
+        return err_failed(err, "generate: expected a finite guidance scale, found %g",
+                          r->cfg_scale);
     for (int i = 0; i < r->count; i++)
         if (r->classes[i] < 0 || r->classes[i] > c->classes)
             return err_failed(err, "generate: expected classes from 0 to %d, found %d", c->classes,
@@ -160,7 +162,8 @@ bool nano_stage_generate(NanoStage *s, const NanoRequest *r, float *out, Error *
     }
     mem_free(schedule);
     if (!ok && err && err->status == STATUS_CANCELLED)
-        err_set(err, STATUS_CANCELLED, "generate: stopped after step %d of %d", part.done, part.total);
+        err_set(err, STATUS_CANCELLED, "generate: stopped after step %d of %d", part.done,
+                part.total);
     return ok;
 }
 
@@ -170,8 +173,10 @@ static bool read_header(NanoPipeline *p, Error *err) {
     char *what = mem_printf(p, "%s: kiln.config", p->path);
     const char *config = st_meta(p->file, "kiln.config");
     if (!config)
-        return err_failed(err, "%s: expected `kiln.config` in the metadata, found none; take a file "
-                          "written by kiln train", p->path);
+        return err_failed(err,
+                          "%s: expected `kiln.config` in the metadata, found none; take a file "
+                          "written by kiln train",
+                          p->path);
     if (!nano_parse_config(p, config, what, &p->config, err)) return false;
     int count;
     StWant *wants = nano_wants(p, &p->config, &count);

@@ -43,7 +43,8 @@ typedef struct NanoStage NanoStage;
 // Records and plans a forward pass of `rows` rows. The model's store must be given to the run.
 NanoStage *nano_stage_new(void *parent, Run *run, const NanoModel *model, int rows, DType compute,
                           const char *name, Error *err);
-// After run_prepare. out [count, 3, S, S] in -1..1 (not clamped). Guidance takes two rows per picture.
+// After run_prepare. out [count, 3, S, S] in -1..1 (not clamped). Guidance takes two rows per
+// picture.
 bool nano_stage_generate(NanoStage *stage, const NanoRequest *request, float *out, Error *err);
 
 // ---- the whole thing ----------------------------------------------------------------------------

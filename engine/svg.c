@@ -76,7 +76,8 @@ static void put_axes(Text *t, const Axes *a, const char *x_label) {
     double sx = round_step(a->x1 - a->x0, 8), sy = round_step(a->y1 - a->y0, 8);
     put(t, "<g font-size=\"12\" fill=\"#444\" stroke=\"none\">\n");
     for (double x = ceil(a->x0 / sx) * sx; x <= a->x1; x += sx) {
-        put(t, "<path d=\"M%.1f %d V%d\" stroke=\"#e4e4e4\"/>", pixel_x(a, x), TOP, HEIGHT - BOTTOM);
+        put(t, "<path d=\"M%.1f %d V%d\" stroke=\"#e4e4e4\"/>", pixel_x(a, x), TOP,
+            HEIGHT - BOTTOM);
         put(t, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%.6g</text>\n", pixel_x(a, x),
             HEIGHT - BOTTOM + 18, x);
     }
@@ -86,14 +87,15 @@ static void put_axes(Text *t, const Axes *a, const char *x_label) {
         put(t, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.6g</text>\n", LEFT - 8,
             pixel_y(a, y) + 4, y);
     }
-    put(t, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">%s</text>\n</g>\n", WIDTH / 2, HEIGHT - 12,
-        x_label);
-    put(t, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"none\" stroke=\"#888\"/>\n", LEFT,
-        TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
+    put(t, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">%s</text>\n</g>\n", WIDTH / 2,
+        HEIGHT - 12, x_label);
+    put(t, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"none\" stroke=\"#888\"/>\n",
+        LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
 }
 
 static void put_curve(Text *t, const Axes *a, const SvgCurve *c) {
-    put(t, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%.1f\" points=\"", c->colour, c->width);
+    put(t, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%.1f\" points=\"", c->colour,
+        c->width);
     for (int i = 0; i < c->count; i++)
         if (finite_point(&c->points[i]))
             put(t, "%.1f,%.1f ", pixel_x(a, c->points[i].x), pixel_y(a, c->points[i].y));
@@ -104,9 +106,10 @@ bool svg_plot(const char *path, const char *title, const char *x_label, const Sv
               int count, Error *err) {
     Text t = {0};
     Axes a = range_of(curves, count);
-    put(&t, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" "
-        "font-family=\"sans-serif\">\n<rect width=\"%d\" height=\"%d\" fill=\"#fff\"/>\n", WIDTH, HEIGHT,
-        WIDTH, HEIGHT);
+    put(&t,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" "
+        "font-family=\"sans-serif\">\n<rect width=\"%d\" height=\"%d\" fill=\"#fff\"/>\n",
+        WIDTH, HEIGHT, WIDTH, HEIGHT);
     put(&t, "<text x=\"%d\" y=\"24\" font-size=\"16\">%s</text>\n", LEFT, title);
     put_axes(&t, &a, x_label);
     int legend = 0;
@@ -116,7 +119,8 @@ bool svg_plot(const char *path, const char *title, const char *x_label, const Sv
         int y = TOP + 20 + 18 * legend++;
         put(&t, "<path d=\"M%d %d h24\" stroke=\"%s\" stroke-width=\"2\"/>", WIDTH - 270, y - 4,
             curves[c].colour);
-        put(&t, "<text x=\"%d\" y=\"%d\" font-size=\"12\">%s</text>\n", WIDTH - 240, y, curves[c].label);
+        put(&t, "<text x=\"%d\" y=\"%d\" font-size=\"12\">%s</text>\n", WIDTH - 240, y,
+            curves[c].label);
     }
     put(&t, "</svg>\n");
     bool ok = os_write_file(path, t.v, t.n, err);

@@ -42,8 +42,8 @@ TrainOptions train_defaults(void) {
     return (TrainOptions){
         .model = nano_default(), .epochs = 100, .batch = 64, .lr = 3e-4, .ema_decay = 0.9995,
         .warmup = -1, .label_dropout = 0.1, .flip = true, .precision = DT_F32,
-        .checkpoint_every = 10, .keep = 3, .model_type = DT_F32, .samples = true, .sample_cfg = NANO_DEFAULT_CFG,
-        .loader_threads = 1,
+        .checkpoint_every = 10, .keep = 3, .model_type = DT_F32, .samples = true,
+        .sample_cfg = NANO_DEFAULT_CFG, .loader_threads = 1,
     };
 }
 
@@ -144,7 +144,8 @@ static bool parse_state(Training *t, const char *text, const char *path, Error *
               json_int_in(json_get(s, "good_steps"), 0, most, &t->scaler.good) &&
               json_int_in(json_get(s, "skipped"), 0, most, &t->scaler.skipped) &&
               sscanf(seed, "%" SCNu64, &t->seed) == 1;
-    if (!ok) err_failed(err, "%s: expected the state of a training run, found something else", what);
+    if (!ok)
+        err_failed(err, "%s: expected the state of a training run, found something else", what);
     // Another precision is allowed (and starts with a loss scale of its own): say f16 after bf16.
     const char *precision = json_string(json_get(s, "precision"), "");
     double scale = json_number(json_get(s, "loss_scale"), 0);
@@ -160,8 +161,8 @@ static bool parse_state(Training *t, const char *text, const char *path, Error *
         ok = err_failed(err, "%s: expected as many pictures as in %s, %d, found %" PRId64, what,
                         t->o->data, dataset_count(t->data), pictures);
     if (ok && t->o->seed_given && t->seed != t->o->seed)
-        ok = err_failed(err, "%s: expected seed %" PRIu64 ", found %" PRIu64 "; leave --seed out", what,
-                        t->o->seed, t->seed);
+        ok = err_failed(err, "%s: expected seed %" PRIu64 ", found %" PRIu64 "; leave --seed out",
+                        what, t->o->seed, t->seed);
     return ok;
 }
 
@@ -195,8 +196,10 @@ static bool start(Training *t, Error *err) {
     int count;
     mem_free(checkpoint_list(NULL, o->out, &count));
     if (count && !o->resume)
-        return err_failed(err, "%s: expected a folder without checkpoints, found %d; give --resume to "
-                          "go on, or another --out", o->out, count);
+        return err_failed(err,
+                          "%s: expected a folder without checkpoints, found %d; give --resume to "
+                          "go on, or another --out",
+                          o->out, count);
     int64_t step = 0;
     StFile *file = NULL;
     if (o->resume) {
@@ -294,6 +297,8 @@ static bool save(Training *t, bool pictures, Error *err) {
 
 // ---- steps --------------------------------------------------------------------------------------
 
+// Noise, times and mixing on this thread: 2 ms for 64 pictures of 32 x 32, where a step of the
+// default model takes 235 ms on two cores.
 static void make_batch(Training *t, const LoaderBatch *from) {
     Rng rng;
     rng_seed(&rng, t->seed, stream_step + (uint64_t)t->step);
@@ -324,7 +329,8 @@ static bool log_step(Training *t, const TrainerResult *r, double seconds, Error 
         json_key(&w, "lr"), json_put_number(&w, optim_lr(&t->optim, t->step));
         if (t->scaler.enabled) json_key(&w, "loss_scale"), json_put_number(&w, t->scaler.scale);
         json_key(&w, "seconds"), json_put_number(&w, round(seconds * 1e4) / 1e4);
-        json_key(&w, "images_per_second"), json_put_number(&w, round(t->o->batch / seconds * 10) / 10);
+        json_key(&w, "images_per_second"),
+            json_put_number(&w, round(t->o->batch / seconds * 10) / 10);
     }
     json_close(&w, '}');
     return train_log_put(t->log, &w, err);
@@ -346,14 +352,17 @@ static bool step(Training *t, Error *err) {
         return err_prefix(err, "step %" PRId64, t->step);
     bool bad = result.found_inf || !isfinite(result.loss);
     if (bad && !t->scaler.enabled)
-        return err_failed(err, "step %" PRId64 ": expected a finite loss and gradients, found loss %g; "
-                          "try a lower --lr or --precision f32", t->step, (double)result.loss);
+        return err_failed(err,
+                          "step %" PRId64 ": expected a finite loss and gradients, found loss %g; "
+                          "try a lower --lr or --precision f32",
+                          t->step, (double)result.loss);
     result.found_inf = bad;
     t->skipped_in_a_row = bad ? t->skipped_in_a_row + 1 : 0;
     if (t->skipped_in_a_row > MAX_SKIPPED_IN_A_ROW)
-        return err_failed(err, "step %" PRId64 ": expected finite gradients at some loss scale, found "
-                          "none in %d steps; try --precision bf16 or f32", t->step,
-                          MAX_SKIPPED_IN_A_ROW);
+        return err_failed(err,
+                          "step %" PRId64 ": expected finite gradients at some loss scale, found "
+                          "none in %d steps; try --precision bf16 or f32",
+                          t->step, MAX_SKIPPED_IN_A_ROW);
     if (!bad) {
         t->updates++;
         t->loss = result.loss;
@@ -387,8 +396,8 @@ static bool validate(Training *t, Error *err) {
             ok = dataset_read(t->val, (int)which, t->config.size, planes, err);
             for (size_t p = 0; p < t->numbers; p++) image[p] = image_to_float(planes[p]);
             double time = ((double)(n % b) + 0.5) / b;
-            trainer_fill(&t->val_batch, i, t->numbers, image, t->noise + (size_t)i * t->numbers, time,
-                         dataset_label(t->val, (int)which));
+            trainer_fill(&t->val_batch, i, t->numbers, image, t->noise + (size_t)i * t->numbers,
+                         time, dataset_label(t->val, (int)which));
         }
         float loss = 0;
         ok = ok && trainer_validate(t->trainer, &t->val_batch, NULL, &loss, err);
@@ -422,8 +431,10 @@ static bool loop(Training *t, Error *err) {
             return false;
         if (t->o->cancel && t->o->cancel->asked(t->o->cancel->user)) {
             if (t->saved_step != t->step && !save(t, false, err)) return false;
-            return err_set(err, STATUS_CANCELLED, "train: stopped after step %" PRId64 "; go on with "
-                           "--resume", t->step);
+            return err_set(err, STATUS_CANCELLED,
+                           "train: stopped after step %" PRId64 "; go on with "
+                           "--resume",
+                           t->step);
         }
     }
     return save(t, true, err);
@@ -457,13 +468,17 @@ static bool check_options(const TrainOptions *o, Error *err) {
             return err_failed(err, "train: expected %" PRId64 " to %" PRId64 " %s, found %" PRId64,
                               range[i].low, range[i].high, range[i].name, range[i].value);
     if (!(o->lr > 0 && o->lr <= 10))
-        return err_failed(err, "train: expected a learning rate above 0, up to 10, found %g", o->lr);
+        return err_failed(err, "train: expected a learning rate above 0, up to 10, found %g",
+                          o->lr);
     if (!(o->ema_decay >= 0 && o->ema_decay < 1))
-        return err_failed(err, "train: expected an EMA decay from 0 to below 1, found %g", o->ema_decay);
+        return err_failed(err, "train: expected an EMA decay from 0 to below 1, found %g",
+                          o->ema_decay);
     if (!(o->label_dropout >= 0 && o->label_dropout <= 1))
-        return err_failed(err, "train: expected a label dropout from 0 to 1, found %g", o->label_dropout);
+        return err_failed(err, "train: expected a label dropout from 0 to 1, found %g",
+                          o->label_dropout);
     if (!(o->weight_decay >= 0 && o->weight_decay <= 1))
-        return err_failed(err, "train: expected a weight decay from 0 to 1, found %g", o->weight_decay);
+        return err_failed(err, "train: expected a weight decay from 0 to 1, found %g",
+                          o->weight_decay);
     if (o->precision != DT_F32 && o->precision != DT_F16 && o->precision != DT_BF16)
         return err_failed(err, "train: expected precision f32, fp16 or bf16, found %s",
                           dtype_name(o->precision));

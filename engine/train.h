@@ -1,11 +1,12 @@
-// train.h: trains Nano-Sora on labelled pictures: data, steps, validation, log, checkpoints, resume.
+// train.h: trains Nano-Sora on labelled pictures: data, steps, validation, log, checkpoints,
+// resume.
 //
-// A run is a function of its options, its data and its device alone: noise, timesteps, dropped labels,
-// order and flips are drawn from (seed, step), so that a resumed run goes on bit for bit.
+// A run is a function of its options, its data and its device alone: noise, timesteps, dropped
+// labels, order and flips are drawn from (seed, step), so that a resumed run goes on bit for bit.
 //
 // Folder `out` receives log.jsonl, checkpoint-<step>.safetensors, model.safetensors (averaged
-// weights), samples-<step>.png and loss.svg; each is written whole or not at all (the log by lines).
-// Thread-safety: used by the thread of its device; the loader's threads are its own.
+// weights), samples-<step>.png and loss.svg; each is written whole or not at all (the log by
+// lines). Thread-safety: used by the thread of its device; the loader's threads are its own.
 #ifndef KILN_ENGINE_TRAIN_H
 #define KILN_ENGINE_TRAIN_H
 
@@ -22,7 +23,7 @@ typedef struct TrainProgress {
 typedef struct TrainOptions {
     const char *data, *out;
     const char *val;    // NULL: the test split of a CIFAR folder, none for other data
-    const char *weights; // model file to start from (fine-tuning); NULL: the published initialisation
+    const char *weights; // model file to start from; NULL: the published initialisation
     NanoConfig model;   // classes and names are taken from the data
     int epochs, batch;
     double lr, weight_decay, ema_decay;

@@ -59,8 +59,10 @@ static bool rewrite(const char *path, int64_t last_step, Error *err) {
 }
 
 static bool cannot_write(const char *path, Error *err) {
-    return err_failed(err, "%s: expected room to write it, found \"%s\"; free space or choose another "
-                      "folder, and go on with --resume", path, strerror(errno));
+    return err_failed(err,
+                      "%s: expected room to write it, found \"%s\"; free space or choose another "
+                      "folder, and go on with --resume",
+                      path, strerror(errno));
 }
 
 TrainLog *train_log_open(void *parent, const char *path, int64_t last_step, Error *err) {

@@ -9,7 +9,8 @@
 typedef struct TrainLog TrainLog;
 
 // Opens `path` for appending after keeping only its whole lines whose "step" is at most `last_step`
-// (a torn last line goes too); the rewriting is whole or not at all. last_step 0 starts an empty log.
+// (a torn last line goes too); the rewriting is whole or not at all. last_step 0 starts an empty
+// log.
 TrainLog *train_log_open(void *parent, const char *path, int64_t last_step, Error *err);
 // Writes the object in `w` (text then freed) as one line and hands it to the system.
 bool train_log_put(TrainLog *log, JsonOut *w, Error *err);

@@ -35,8 +35,9 @@ typedef struct TrainerResult {
 // Plans everything and allocates. Weights are undefined until trainer_init or trainer_load.
 Trainer *trainer_new(void *parent, Device *dev, const TrainerOptions *options, Error *err);
 void trainer_free(Trainer *t); // NULL is allowed
-bool trainer_init(Trainer *t, uint64_t seed, Error *err); // averaged weights as the weights, moments 0
-bool trainer_set_weights(Trainer *t, const StFile *model, Error *err); // the same from a model file
+// Fresh weights, or those of a model file; averaged weights as the weights, moments 0.
+bool trainer_init(Trainer *t, uint64_t seed, Error *err);
+bool trainer_set_weights(Trainer *t, const StFile *model, Error *err);
 RunMemory trainer_memory(const Trainer *t);
 PlanStats trainer_stats(const Trainer *t);
 
@@ -58,7 +59,8 @@ bool trainer_step(Trainer *t, const TrainerBatch *batch, const float hyper[ADAMW
 // Mean squared error of the averaged weights; nothing changes.
 bool trainer_validate(Trainer *t, const TrainerBatch *batch, const Cancel *cancel, float *loss,
                       Error *err);
-// Tests: the gradient of a weight from the last trainer_step (keep_gradients), times its loss scale.
+// Tests: the gradient of a weight from the last trainer_step (keep_gradients), times its loss
+// scale.
 bool trainer_gradient(Trainer *t, const char *name, float *out, Error *err);
 
 #endif

@@ -78,7 +78,8 @@ static bool config_names(void *parent, const Json *list, const char *what, NanoC
     int i = 0;
     for (const Json *v = json_first(list); v; v = json_next(v), i++) {
         if (!json_is_string(v))
-            return err_failed(err, "%s: expected class %d to be a name, found another type", what, i);
+            return err_failed(err, "%s: expected class %d to be a name, found another type", what,
+                              i);
         c->names[i] = mem_strdup(c->names, json_string(v, ""));
     }
     return true;

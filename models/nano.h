@@ -27,7 +27,8 @@ typedef struct NanoConfig {
 NanoConfig nano_default(void); // patch 4, width 192, 6 blocks, 6 heads, 32 pixels, 10 classes
 bool nano_check_config(const NanoConfig *c, Error *err);
 // `kiln.config` as JSON. Names are copied below `parent`; `what` begins the error's text.
-bool nano_parse_config(void *parent, const char *json, const char *what, NanoConfig *out, Error *err);
+bool nano_parse_config(void *parent, const char *json, const char *what, NanoConfig *out,
+                       Error *err);
 char *nano_config_json(void *parent, const NanoConfig *c);
 int nano_tokens(const NanoConfig *c);                        // T
 int64_t nano_param_count(const NanoConfig *c);               // numbers in all weights

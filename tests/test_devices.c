@@ -1,5 +1,5 @@
-// Whole models on every device there is: the same seed gives the same picture, memory is what the plan
-// said, and what does not fit is refused with the figure.
+// Whole models on every device there is: the same seed gives the same picture, memory is what the
+// plan said, and what does not fit is refused with the figure.
 #include "engine/image.h"
 #include "engine/trainer.h"
 
@@ -55,7 +55,8 @@ static float *sample(const char *id, const char *file, int steps) {
     char *path = mem_printf(NULL, GOLDEN "%s", file);
     NanoPipeline *p = nano_open(NULL, dev, path, DT_F32, &err);
     CHECK(p);
-    NanoRequest r = {.count = PICTURES, .classes = classes, .seed = 42, .steps = steps, .cfg_scale = 3};
+    NanoRequest r = {
+        .count = PICTURES, .classes = classes, .seed = 42, .steps = steps, .cfg_scale = 3};
     float *x = MEM_ARRAY(NULL, float, PICTURES * NUMBERS);
     CHECK(nano_generate(p, &r, x, &err));
     nano_close(p);
@@ -111,11 +112,13 @@ typedef bool Job(const char *id, const DeviceOptions *options, uint64_t *planned
 static void check_peak(const char *id, const char *what, const Device *dev, uint64_t planned) {
     uint64_t peak = dev_memory(dev).peak;
     double share = (double)peak / (double)planned;
-    print_message("  %s %s: planned %.2f MB, measured %.4f of it\n", id, what, (double)planned / 1e6, share);
+    print_message("  %s %s: planned %.2f MB, measured %.4f of it\n", id, what,
+                  (double)planned / 1e6, share);
     if (!(share <= 1 && share >= 0.9)) fail_msg("%s %s: %.4f of the plan", id, what, share);
 }
 
-static bool generate_job(const char *id, const DeviceOptions *options, uint64_t *planned, Error *err) {
+static bool generate_job(const char *id, const DeviceOptions *options, uint64_t *planned,
+                         Error *err) {
     Device *dev = open_device(id, options);
     uint64_t before = dev_memory(dev).used;
     NanoPipeline *p = nano_open(NULL, dev, GOLDEN "nano_p2.safetensors", DT_F32, err);
@@ -157,7 +160,8 @@ static bool train_job(const char *id, const DeviceOptions *options, uint64_t *pl
         OptimOptions optim = optim_default();
         optim_hyper(&optim, 1, 0, 1, hyper);
         TrainerResult r;
-        ok = trainer_step(t, &b, hyper, 1, NULL, &r, err) && trainer_validate(t, &b, NULL, &loss, err);
+        ok = trainer_step(t, &b, hyper, 1, NULL, &r, err) &&
+             trainer_validate(t, &b, NULL, &loss, err);
     }
     if (ok) check_peak(id, "train", dev, *planned);
     trainer_free(t);
@@ -188,7 +192,8 @@ static void check_budget(const char *id, Job *job) {
         o = (DeviceOptions){.fail_allocation = n};
         err = (Error){0};
         if (job(id, &o, &same, &err)) break;
-        if (err.status != STATUS_FAILED || !strstr(err.text, "memory")) fail_msg("%d: %s", n, err.text);
+        if (err.status != STATUS_FAILED || !strstr(err.text, "memory"))
+            fail_msg("%d: %s", n, err.text);
     }
     print_message("  %s: %d allocations failed in turn\n", id, failures);
     assert_true(failures >= 2 && failures < 900);

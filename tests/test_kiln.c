@@ -21,12 +21,13 @@ enum { BYTES = 3 * 32 * 32 };
         if (!(expression)) fail_msg("%s: %s", #expression, err.text);                      \
     } while (0)
 
-#define REFUSED(expression, want_status, part)                                             \
-    do {                                                                                   \
-        err = (KilnError){0};                                                              \
-        if (expression) fail_msg("%s: expected an error", #expression);                    \
-        if (err.status != (want_status) || !strstr(err.text, part))                        \
-            fail_msg("%s: expected \"%s\", found %d: %s", #expression, part, err.status, err.text); \
+#define REFUSED(expression, want_status, part)                                                     \
+    do {                                                                                           \
+        err = (KilnError){0};                                                                      \
+        if (expression) fail_msg("%s: expected an error", #expression);                            \
+        if (err.status != (want_status) || !strstr(err.text, part))                                \
+            fail_msg("%s: expected \"%s\", found %d: %s", #expression, part, err.status,           \
+                     err.text);                                                                    \
     } while (0)
 
 static KilnContext *open_context(const char *device) {
@@ -72,17 +73,21 @@ static void models(void **state) {
     (void)state;
     KilnError err;
     KilnContext *ctx = open_context("cpu");
-    REFUSED(kiln_model_open(ctx, "/nowhere/at-all.safetensors", NULL, &err), KILN_FAILED, "nothing there");
+    REFUSED(kiln_model_open(ctx, "/nowhere/at-all.safetensors", NULL, &err), KILN_FAILED,
+            "nothing there");
     REFUSED(kiln_model_open(ctx, "a-name-nobody-gave", NULL, &err), KILN_FAILED, "not there: ");
     REFUSED(kiln_model_open(ctx, NULL, NULL, &err), KILN_FAILED, "expected a model file");
-    REFUSED(kiln_model_open(ctx, KILN_SOURCE_DIR "/CMakeLists.txt", NULL, &err), KILN_FAILED, "CMakeLists");
-    REFUSED(kiln_model_open(ctx, MODEL, &(KilnModelOptions){.precision = 9}, &err), KILN_USAGE, "precision");
+    REFUSED(kiln_model_open(ctx, KILN_SOURCE_DIR "/CMakeLists.txt", NULL, &err), KILN_FAILED,
+            "CMakeLists");
+    REFUSED(kiln_model_open(ctx, MODEL, &(KilnModelOptions){.precision = 9}, &err), KILN_USAGE,
+            "precision");
     KilnModel *model = kiln_model_open(ctx, MODEL, NULL, &err);
     CHECK(model);
     KilnModelInfo info = kiln_model_info(model);
     assert_string_equal(info.architecture, "nano");
     assert_string_equal(info.path, MODEL);
-    assert_true(info.width == 32 && info.height == 32 && info.classes == 10 && info.parameters > 10000);
+    assert_true(info.width == 32 && info.height == 32 && info.classes == 10 &&
+                info.parameters > 10000);
     assert_string_equal(kiln_model_class(model, 3), "cat");
     assert_null(kiln_model_class(model, -1));
     assert_null(kiln_model_class(model, 10));
@@ -139,7 +144,8 @@ static void see(void *user, const KilnProgress *p) {
     Seen *s = user;
     s->calls++;
     if (!strstr(s->stages, p->stage))
-        snprintf(s->stages + strlen(s->stages), sizeof s->stages - strlen(s->stages), "%s ", p->stage);
+        snprintf(s->stages + strlen(s->stages), sizeof s->stages - strlen(s->stages), "%s ",
+                 p->stage);
     if (strcmp(p->stage, "sample") && strcmp(p->stage, "train")) return;
     assert_int_equal(p->done, s->last + 1);
     assert_true(p->done <= p->total && p->seconds_left >= 0);
@@ -163,7 +169,8 @@ static void pictures(void **state) {
     r.callbacks = (KilnCallbacks){see, stop, &seen};
     KilnPlan plan;
     CHECK(kiln_plan(model, &r, &plan, &err));
-    assert_true(plan.peak == plan.weights + plan.arena + plan.programs + plan.staging && plan.peak > 0);
+    assert_true(plan.peak == plan.weights + plan.arena + plan.programs + plan.staging &&
+                plan.peak > 0);
     KilnImages *all = kiln_generate(model, &r, &err);
     CHECK(all);
     assert_true(kiln_memory(ctx).peak <= plan.peak && kiln_memory(ctx).peak >= plan.peak / 10 * 9);
@@ -218,8 +225,10 @@ static void files(void **state) {
     uint8_t *bytes = os_read_file(scope, png, 1 << 20, &n, NULL);
     char *text = image_png_text(scope, bytes, n, "parameters");
     assert_non_null(text);
-    char *want = mem_printf(scope, "bird\nSteps: 3, Sampler: Euler, CFG scale: 3, Seed: 7, Size: 32x32, "
-                            "Model: nano_p4, RNG: CPU, Version: Kiln %s", kiln_version());
+    char *want = mem_printf(scope,
+                            "bird\nSteps: 3, Sampler: Euler, CFG scale: 3, Seed: 7, Size: 32x32, "
+                            "Model: nano_p4, RNG: CPU, Version: Kiln %s",
+                            kiln_version());
     assert_string_equal(text, want);
     kiln_images_free(images);
     kiln_model_close(model);
@@ -275,7 +284,8 @@ static void training(void **state) {
     char *dir = scratch_new(scope);
     enum { RECORD = 3073, RECORDS = 12 };
     uint8_t *records = MEM_ARRAY(scope, uint8_t, RECORD * RECORDS);
-    for (int i = 0; i < RECORD * RECORDS; i++) records[i] = (uint8_t)(i % RECORD ? i * 7 : i / RECORD % 10);
+    for (int i = 0; i < RECORD * RECORDS; i++)
+        records[i] = (uint8_t)(i % RECORD ? i * 7 : i / RECORD % 10);
     scratch_write(scope, dir, "data/data_batch_1.bin", records, RECORD * RECORDS);
     int lines = 0;
     KilnOptions options = {.threads = 2, .no_cache = true, .log = count_lines, .log_user = &lines};

@@ -1,5 +1,5 @@
-// Contexts side by side, one per thread (engine/kiln.h): each makes what it would make alone. Runs under
-// the thread sanitizer too, so the device is the reference, whose code it sees whole.
+// Contexts side by side, one per thread (engine/kiln.h): each makes what it would make alone. Runs
+// under the thread sanitizer too, so the device is the reference, whose code it sees whole.
 #include "engine/kiln.h"
 
 #include <pthread.h>
@@ -34,7 +34,9 @@ static void *work(void *user) {
     KilnContext *ctx = kiln_open("ref", &options, &err);
     KilnModel *model = NULL;
     KilnImages *images = NULL;
-    if (ctx) model = kiln_model_open(ctx, KILN_SOURCE_DIR "/tests/golden/nano_p4.safetensors", NULL, &err);
+    if (ctx)
+        model =
+            kiln_model_open(ctx, KILN_SOURCE_DIR "/tests/golden/nano_p4.safetensors", NULL, &err);
     if (model) {
         KilnRequest r = kiln_request(model);
         r.seed = w->seed, r.steps = 1, r.class_name = "ship";

@@ -129,7 +129,8 @@ static void run_gradients(const char *device, int patch) {
     for (int pass = 0; pass < 2; pass++) { // a loss scale multiplies gradients and nothing else
         optim_hyper(&optim, 1, 0, pass ? 1024 : 1, hyper);
         CHECK(c, trainer_set_weights(t, c->model, &c->err));
-        CHECK(c, trainer_step(t, &b, hyper, pass ? 1024 : 1, NULL, pass ? &scaled : &result, &c->err));
+        CHECK(c,
+              trainer_step(t, &b, hyper, pass ? 1024 : 1, NULL, pass ? &scaled : &result, &c->err));
         if (!pass) check_gradients(c, t);
     }
     float *loss = values(c, "loss", NULL);
@@ -169,7 +170,8 @@ static void run_ten_steps(const char *device, int patch) {
         float *got = MEM_ARRAY(c, float, n);
         CHECK(c, param_read(store_find(trainer_weights(t), names[i]), DT_F32, got, &c->err));
         double d = compare(got, after, n);
-        if (!(d < 1e-3)) fail_msg("%s p%d: %s after ten steps differs by %g", device, patch, names[i], d);
+        if (!(d < 1e-3))
+            fail_msg("%s p%d: %s after ten steps differs by %g", device, patch, names[i], d);
     }
     print_message("  %s p%d: ten losses within %.1e\n", device, patch, worst);
     trainer_free(t);
@@ -182,7 +184,8 @@ static void run_sampling(const char *device, int patch) {
     char *path = mem_printf(c, GOLDEN "nano_p%d.safetensors", patch);
     NanoPipeline *p = nano_open(c, c->dev, path, DT_F32, &c->err);
     CHECK(c, p);
-    Json *how = json_parse(st_meta(c->ref, "sample"), strlen(st_meta(c->ref, "sample")), "sample", NULL);
+    Json *how =
+        json_parse(st_meta(c->ref, "sample"), strlen(st_meta(c->ref, "sample")), "sample", NULL);
     size_t n;
     float *labels = values(c, "sample.labels", NULL), *want = values(c, "sample.final", &n);
     const int classes[2] = {(int)labels[0], (int)labels[1]};

@@ -1,5 +1,5 @@
-// What each training step's AdamW is told (engine/optim.h): rates, bias corrections, averaging and the
-// loss scale, against PyTorch's numbers (tools/ref/optim_numbers.py).
+// What each training step's AdamW is told (engine/optim.h): rates, bias corrections, averaging and
+// the loss scale, against PyTorch's numbers (tools/ref/optim_numbers.py).
 #include "engine/graph.h"
 #include "engine/optim.h"
 #include "engine/plan.h"
@@ -60,7 +60,8 @@ static void hyper_numbers(void **state) {
     o.weight_decay = 0.01;
     float h[ADAMW_HYPER_COUNT];
     optim_hyper(&o, 5, 2, 1024, h); // the fifth step, two of four before it were skipped
-    const double want[] = {1.5e-4, 0.9, 0.999, 1e-8, 0.01, 1 - 0.729, 1 - 0.997002999, 1.0 / 1024, 6.0 / 15};
+    const double want[] = {1.5e-4,          0.9,        0.999,   1e-8, 0.01, 1 - 0.729,
+                           1 - 0.997002999, 1.0 / 1024, 6.0 / 15};
     for (size_t i = 0; i < COUNT_OF(want); i++) near(h[i], want[i], 1e-7 * want[i]);
 }
 
@@ -88,7 +89,8 @@ static Bench *bench_new(void) {
     b->g = g_input(g, "g", DT_F32, DIMS(4));
     b->hyper = g_input(g, "hyper", DT_F32, DIMS(ADAMW_HYPER_COUNT));
     b->found = g_input(g, "found", DT_F32, DIMS(1));
-    Tensor *p = g_param(g, b->p), *m = g_param(g, b->m), *v = g_param(g, b->v), *e = g_param(g, b->ema);
+    Tensor *p = g_param(g, b->p), *m = g_param(g, b->m), *v = g_param(g, b->v),
+           *e = g_param(g, b->ema);
     g_adamw(g, ADAMW(.p = p, .m = m, .v = v, .ema = e, .g = b->g, .hyper = b->hyper,
                      .found_inf = b->found));
     b->run = run_new(b, b->dev, NULL);

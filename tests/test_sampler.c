@@ -1,5 +1,5 @@
-// Solvers, schedules and guidance (engine/sampler.h, schedule.h, guidance.h) against what they are on
-// paper, without a model.
+// Solvers, schedules and guidance (engine/sampler.h, schedule.h, guidance.h) against what they are
+// on paper, without a model.
 #include "engine/guidance.h"
 #include "engine/sampler.h"
 
@@ -132,8 +132,10 @@ static void schedules(void **state) {
     Error err = {0};
     assert_null(schedule_find("karras-of-the-future"));
     assert_null(sampler_find(""));
-    for (int i = 0; schedule_at(i); i++) assert_ptr_equal(schedule_find(schedule_at(i)->name), schedule_at(i));
-    for (int i = 0; sampler_at(i); i++) assert_ptr_equal(sampler_find(sampler_at(i)->name), sampler_at(i));
+    for (int i = 0; schedule_at(i); i++)
+        assert_ptr_equal(schedule_find(schedule_at(i)->name), schedule_at(i));
+    for (int i = 0; sampler_at(i); i++)
+        assert_ptr_equal(sampler_find(sampler_at(i)->name), sampler_at(i));
     const int wrong[] = {0, -1, SCHEDULE_MAX_STEPS + 1};
     for (size_t i = 0; i < COUNT_OF(wrong); i++) {
         assert_null(schedule_new(NULL, schedule_at(0), wrong[i], &err));

@@ -1,5 +1,6 @@
-// Training as a whole (engine/train.h, trainer.h): it learns, it stops and goes on bit for bit, it is
-// killed, its disk fills up, its files are damaged. Models of a few thousand weights, 8 x 8 pictures.
+// Training as a whole (engine/train.h, trainer.h): it learns, it stops and goes on bit for bit, it
+// is killed, its disk fills up, its files are damaged. Models of a few thousand weights, 8 x 8
+// pictures.
 #include "engine/loader.h"
 #include "engine/train.h"
 #include "tests/scratch.h"
@@ -42,7 +43,8 @@ static Place *place_new(void) {
     for (int i = 0; i < PICTURES; i++) {
         records[i * RECORD] = (uint8_t)(i % 10);
         for (int k = 0; k < RECORD - 1; k++)
-            records[i * RECORD + 1 + k] = (uint8_t)(128 + 100 * sin(0.05 * (i + 3) * (k % 32) + k / 300));
+            records[i * RECORD + 1 + k] =
+                (uint8_t)(128 + 100 * sin(0.05 * (i + 3) * (k % 32) + k / 300));
     }
     scratch_write(p, p->data, "data_batch_1.bin", records, PICTURES * RECORD);
     scratch_write(p, p->data, "test_batch.bin", records, BATCH * RECORD);
@@ -76,11 +78,13 @@ static void train_or_fail(const TrainOptions *o) {
     CHECK(train_on("cpu", o, NULL, &err));
 }
 
-// The log without what a clock says: "step loss lr validation_loss" in full precision, line by line.
+// The log without what a clock says: "step loss lr validation_loss" in full precision, line by
+// line.
 static char *log_text(void *parent, const char *out) {
     Error err = {0};
     size_t size;
-    char *log = (char *)os_read_file(parent, os_path_join(parent, out, "log.jsonl"), 1 << 24, &size, &err);
+    char *log =
+        (char *)os_read_file(parent, os_path_join(parent, out, "log.jsonl"), 1 << 24, &size, &err);
     CHECK(log);
     char *text = mem_strdup(parent, "");
     for (char *line = log; *line; line += strcspn(line, "\n") + 1) {
@@ -88,8 +92,8 @@ static char *log_text(void *parent, const char *out) {
         Json *j = json_parse(line, n, "log", &err);
         CHECK(j && line[n] == '\n');
         text = mem_printf(parent, "%s%.17g %.17g %.17g %.17g %d\n", text,
-                          json_number(json_get(j, "step"), -1), json_number(json_get(j, "loss"), -1),
-                          json_number(json_get(j, "lr"), -1),
+                          json_number(json_get(j, "step"), -1),
+                          json_number(json_get(j, "loss"), -1), json_number(json_get(j, "lr"), -1),
                           json_number(json_get(j, "validation_loss"), -1),
                           json_bool(json_get(j, "skipped"), false));
         json_free(j);
@@ -164,7 +168,8 @@ static double fit(const Fit *f) {
     TrainerBatch b = trainer_batch(t, &o);
     float *image = MEM_ARRAY(t, float, rows * n), *noise = MEM_ARRAY(t, float, rows * n);
     for (size_t i = 0; i < rows * n; i++)
-        image[i] = (float)(0.8 * sin(0.7 * (double)(i % n) * (double)(1 + i / n) + (double)(i / n)));
+        image[i] =
+            (float)(0.8 * sin(0.7 * (double)(i % n) * (double)(1 + i / n) + (double)(i / n)));
     Rng rng;
     rng_seed(&rng, 5, 5);
     OptimOptions optim = optim_default();
@@ -194,8 +199,12 @@ static void one_batch_overfits(void **state) {
     static const struct { DType type; double limit; } cases[] = {
         {DT_F32, 0.01}, {DT_BF16, 0.01}, {DT_F16, 0.01}};
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        Fit f = {.config = {.patch = 4, .dim = 64, .depth = 2, .heads = 2, .size = 16, .classes = 4},
-                 .compute = cases[i].type, .batch = 4, .steps = 200, .lr = 3e-3};
+        Fit f = {
+            .config = {.patch = 4, .dim = 64, .depth = 2, .heads = 2, .size = 16, .classes = 4},
+            .compute = cases[i].type,
+            .batch = 4,
+            .steps = 200,
+            .lr = 3e-3};
         double loss = fit(&f);
         print_message("  %s: loss %.5f\n", dtype_name(f.compute), loss);
         if (!(loss < cases[i].limit)) fail_msg("%s: loss %g", dtype_name(f.compute), loss);
@@ -298,7 +307,8 @@ static void refusals(void **state) {
         {"epochs", true, false, BATCH, 16, 0, 1e-3, NULL, NULL},
         {"learning rate", true, false, BATCH, 16, EPOCHS, NAN, NULL, NULL},
         {"no-such-data", true, false, BATCH, 16, EPOCHS, 1e-3, NULL, "no-such-data"},
-        {"data_batch_1.bin", true, false, BATCH, 16, EPOCHS, 1e-3, "data/data_batch_1.bin/out", NULL},
+        {"data_batch_1.bin", true, false, BATCH, 16, EPOCHS, 1e-3, "data/data_batch_1.bin/out",
+         NULL},
         {"at least one batch of 41", false, false, PICTURES + 1, 16, EPOCHS, 1e-3, "other", NULL},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
@@ -343,7 +353,8 @@ static int last_logged_step(void *parent, const char *out) {
     char *path = os_path_join(parent, out, "log.jsonl");
     char *log = (char *)os_read_file(parent, path, 1 << 24, &size, NULL);
     int step = 0;
-    for (char *line = log; line && (line = strstr(line, "\"step\":")); line++) step = atoi(line + 7);
+    for (char *line = log; line && (line = strstr(line, "\"step\":")); line++)
+        step = atoi(line + 7);
     return step;
 }
 
@@ -388,8 +399,9 @@ static void kill_at_any_moment(void **state) {
 
 static void torn_log_is_repaired(void **state) {
     (void)state;
-    static const char *const tails[] = {"{\"step\":4,\"lo", "{\"step\":4,\"epoch\":1,\"loss\":9}\n{",
-                                        "\n\n", "garbage\n", "[1]\n{\"loss\":1}\n"};
+    static const char *const tails[] = {"{\"step\":4,\"lo",
+                                        "{\"step\":4,\"epoch\":1,\"loss\":9}\n{", "\n\n",
+                                        "garbage\n", "[1]\n{\"loss\":1}\n"};
     Place *p = place_new();
     char *whole = os_path_join(p, p->root, "whole"), *log = os_path_join(p, p->out, "log.jsonl");
     TrainOptions o = small_run(p->data, whole, DT_F32);
