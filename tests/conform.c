@@ -337,6 +337,10 @@ static void run_op(Conform *cf, OpId op) {
             if (!cases->build(i, types, &c) || !wants_type(cf->o, &c)) continue;
             if (cf->o->name && strcmp(cf->o->name, c.name)) continue;
             if (cf->thin && types > 0 && (i + types) % THIN != 0) continue;
+            if (conform_cancelled(cf->o, NULL)) {
+                mem_free(cov);
+                return;
+            }
             built++;
             if (cf->o->list) {
                 ConformResult r = {.status = CONFORM_OK};
@@ -353,6 +357,12 @@ static void run_op(Conform *cf, OpId op) {
     else if (!cf->o->list && cov->cases > 0)
         assert_coverage(cf, op, cov);
     mem_free(cov);
+}
+
+bool conform_cancelled(const ConformOptions *o, Error *err) {
+    if (!o->cancel || !o->cancel->asked(o->cancel->user)) return false;
+    err_set(err, STATUS_CANCELLED, "conform: interrupted");
+    return true;
 }
 
 bool conform_wants(const Conform *cf, OpId op) {
@@ -395,6 +405,7 @@ bool conform_run(const ConformOptions *options, ConformTotals *totals, Error *er
         for (OpId op = 0; op < OP_COUNT; op++)
             if (conform_wants(&cf, op)) run_op(&cf, op);
     }
+    ok = ok && !conform_cancelled(options, err);
     if (ok && cf.totals.passed + cf.totals.failed + cf.totals.skipped == 0)
         ok = err_set(err, STATUS_USAGE, "conform: expected options that some case meets, found "
                      "none; `kiln conform --list` shows all cases");

@@ -35,6 +35,7 @@ typedef struct ConformOptions {
     DeviceOptions options; // for the device under test
     ConformReport report;
     void *user;
+    const Cancel *cancel; // asked between cases: STATUS_CANCELLED; may be NULL
     // Tests of the driver: run this instead of the device's own kernel (device must be `ref`).
     void (*kernel)(const OpCall *call);
 } ConformOptions;
@@ -175,6 +176,7 @@ bool rig_run(Conform *cf, void *parent, const Case *c, const Rig *rig, bool repl
 void conform_report(Conform *cf, const Case *c, const char *types, const char *row,
                     ConformResult *result);
 bool conform_wants(const Conform *cf, OpId op);
+bool conform_cancelled(const ConformOptions *o, Error *err); // true, with err, once asked to stop
 bool conform_gradients(Conform *cf, Error *err);
 
 #endif

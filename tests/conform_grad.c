@@ -273,13 +273,13 @@ bool conform_gradients(Conform *cf, Error *err) {
             Case c = {.op = op};
             if (!op_cases[op]->build(i, 0, &c) || !small_random(&c)) continue;
             if (cf->o->name && strcmp(cf->o->name, c.name)) continue;
-            if (!run_gradient(cf, rule, &c, err)) return false;
+            if (conform_cancelled(cf->o, err) || !run_gradient(cf, rule, &c, err)) return false;
         }
     }
     for (int i = 0; i < adamw_cases.count && conform_wants(cf, OP_ADAMW); i++) {
         Case c = {.op = OP_ADAMW};
         if (!adamw_cases.build(i, 0, &c) || !c.t[adamw_ema].present || c.exact || c.base) continue;
-        if (!run_adamw(cf, &c, err)) return false;
+        if (conform_cancelled(cf->o, err) || !run_adamw(cf, &c, err)) return false;
     }
     return true;
 }

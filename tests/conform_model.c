@@ -248,6 +248,7 @@ static bool against_itself(Model *m, size_t kind, void *mem, const Inputs *in, c
         if (ways[i].max_buffer) options.max_buffer = ways[i].max_buffer;
         Setup s;
         Outputs out;
+        if (conform_cancelled(m->o, err)) return false;
         bool ok = setup_open(&s, m->o->device, &options, &ways[i].run, kinds[kind].compute,
                              kinds[kind].grad, m->seed, err) &&
                   run_poison(s.run, err) && setup_run(&s, in, mem, &out, err);
@@ -269,6 +270,7 @@ bool conform_model(const ConformOptions *o, const char *model, ConformTotals *to
     Inputs in = inputs_new(mem, m.seed);
     bool ok = true;
     for (size_t kind = 0; kind < COUNT_OF(kinds) && ok; kind++) {
+        if (o->type && strcmp(o->type, dtype_name(kinds[kind].compute))) continue;
         Outputs plain;
         ok = against_ref(&m, kind, mem, &in, &plain, err) &&
              against_itself(&m, kind, mem, &in, &plain, err);

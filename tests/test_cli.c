@@ -1,5 +1,6 @@
-// test_cli.c: the `kiln` command as scripts see it: exit statuses, usage errors, JSON, files that are
-// written whole or not at all, interrupts. Runs the program named by KILN (build/kiln by default).
+// test_cli.c: the `kiln` command as scripts see it: exit statuses, usage errors, JSON, files
+// that are written whole or not at all, interrupts. Runs the program named by KILN
+// (build/kiln by default).
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
@@ -311,7 +312,9 @@ static void test_usage_errors(void **state) {
         {"generate -m nano -o picture", ".png, .jpg or .jpeg"},
         {"conform --op nothing", "gemm"},
         {"conform --device cpu --seed -1", "from 0 to 18446744073709551615"},
+        {"conform --precision f32 --type bf16", "--type"},
         {"bench --op nothing", "gemm"},
+        {"bench --op gemm --precision f32 --type f16", "--type f32"},
         {"train nano", "--data"},
         {"train nano --data x", "--out"},
         {"train flux --data x --out y", "nano"},
@@ -393,7 +396,8 @@ static void test_help(void **state) {
     char *all = kiln(scope, "help").out, *man = kiln(scope, "help --man").out;
     WANT_TEXT(man, ".TH KILN 1");
     for (size_t i = 0; i < COUNT_OF(subcommands); i++) {
-        Result r = kiln(scope, "help %s", subcommands[i]), same = kiln(scope, "%s --help", subcommands[i]);
+        Result r = kiln(scope, "help %s", subcommands[i]);
+        Result same = kiln(scope, "%s --help", subcommands[i]);
         WANT_STATUS(r, 0);
         assert_string_equal(r.err, "");
         WANT_TEXT(r.out, subcommands[i]);
@@ -432,9 +436,11 @@ static void test_generate_json(void **state) {
     assert_int_equal(number(json, NULL, "width"), SIDE);
     assert_int_equal(number(json, NULL, "height"), SIDE);
     assert_int_equal(number(json, NULL, "steps"), 3);
-    double planned = number(json, "memory", "planned_bytes"), peak = number(json, "memory", "peak_bytes");
+    double planned = number(json, "memory", "planned_bytes");
+    double peak = number(json, "memory", "peak_bytes");
     assert_true(peak <= planned && peak >= 0.9 * planned);
-    assert_true(number(json, "memory", "weights_bytes") + number(json, "memory", "arena_bytes") <= planned);
+    double arena = number(json, "memory", "arena_bytes");
+    assert_true(number(json, "memory", "weights_bytes") + arena <= planned);
     assert_true(number(json, "memory", "driver_bytes") >= 0);
     static const char *const parts[] = {"load", "text", "denoise", "decode", "total"};
     double sum = 0;
@@ -505,7 +511,8 @@ static void test_names_and_grid(void **state) {
     WANT_STATUS(kiln(scope,
                      "generate -m %s --class red -s 1 --steps 3 -o %s/y.png --preview %s/p.png -q",
                      world->model, dir, dir), 0);
-    assert_true(pixels(mem_printf(scope, "%s/p.png", dir)) == pixels(mem_printf(scope, "%s/y.png", dir)));
+    assert_true(pixels(mem_printf(scope, "%s/p.png", dir)) ==
+                pixels(mem_printf(scope, "%s/y.png", dir)));
     assert_int_equal(entries(dir), 7);
     mem_free(scope);
 }
@@ -543,7 +550,8 @@ static void test_dump_and_noise(void **state) {
                      "generate -m %s --class red -b 2 --steps 3 -o %s/b%%d.png --noise "
                      "%s/d/noise.npy -q",
                      m, dir, dir), 0);
-    assert_true(pixels(mem_printf(scope, "%s/a1.png", dir)) == pixels(mem_printf(scope, "%s/b1.png", dir)));
+    assert_true(pixels(mem_printf(scope, "%s/a1.png", dir)) ==
+                pixels(mem_printf(scope, "%s/b1.png", dir)));
     Result r = kiln(scope,
                     "generate -m %s --class red -b 3 --steps 3 -o %s/c.png --noise %s/d/noise.npy",
                         m,
@@ -666,12 +674,18 @@ static void test_outputs_fail(void **state) {
 
 // ---- interrupts -------------------------------------------------------------------------------
 
-// Starts the line, waits until `ready` exists (or a moment), sends `number`, returns the status.
-static int interrupted(void *scope, const char *line, const char *ready, int number) {
+static size_t file_size(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0 ? (size_t)info.st_size : 0;
+}
+
+// Starts the line, waits until the file `ready` is larger than `size` bytes, so that the work is
+// under way, sends the signal, returns the status.
+static int interrupted(void *scope, const char *line, const char *ready, size_t size, int number) {
     char *out = at("stdout"), *err = at("stderr");
+    unlink(out), unlink(err);
     pid_t pid = start(&(Spawn){0}, words(scope, line), out, err);
-    for (int i = 0; i < 600 && ready && !exists(ready); i++) os_sleep(0.05);
-    os_sleep(0.3);
+    for (int i = 0; i < 2400 && file_size(ready) <= size; i++) os_sleep(0.05);
     kill(pid, number);
     int status = finish(pid);
     if (status != 130) print_message("stderr: %s\n", slurp(scope, err));
@@ -684,24 +698,30 @@ static void test_interrupt(void **state) {
     char *dir = fresh("interrupt"), *preview = mem_printf(scope, "%s/p.png", dir);
     char *line = mem_printf(scope, "generate -m %s -b 20 --steps 10000 -o %s/x%%d.png --preview %s",
                             world->model, dir, preview);
-    assert_int_equal(interrupted(scope, line, preview, SIGINT), 130);
+    assert_int_equal(interrupted(scope, line, preview, 0, SIGINT), 130);
     assert_int_equal(entries(dir), 1); // the preview alone, and whole
     pixels(preview);
     unlink(preview);
-    assert_int_equal(interrupted(scope, line, preview, SIGTERM), 130);
+    assert_int_equal(interrupted(scope, line, preview, 0, SIGTERM), 130);
     assert_int_equal(entries(dir), 1);
+
+    // Conformance stops between cases, and tells how far it came.
+    char *totals = at("stdout");
+    assert_int_equal(interrupted(scope, "conform --device ref -v", totals, 0, SIGINT), 130);
+    WANT_TEXT(slurp(scope, totals), " passed, ");
 
     // Training writes a checkpoint, and goes on from it.
     char *run = at("run"), *log = mem_printf(scope, "%s/log.jsonl", run);
     line = mem_printf(scope, "train nano --data %s --out %s --epochs 100000 --no-samples " TINY,
                       world->data, run);
-    assert_int_equal(interrupted(scope, line, log, SIGINT), 130);
+    assert_int_equal(interrupted(scope, line, log, 500, SIGINT), 130);
     assert_true(exists(mem_printf(scope, "%s/model.safetensors", run)));
     Result r = run_with(scope, &(Spawn){0}, line);
     WANT_STATUS(r, 1);
     WANT_TEXT(r.err, "--resume");
-    assert_int_equal(interrupted(scope, mem_printf(scope, "%s --resume", line), NULL, SIGTERM),
-                     130);
+    size_t before = file_size(log);
+    line = mem_printf(scope, "%s --resume", line);
+    assert_int_equal(interrupted(scope, line, log, before + 200, SIGTERM), 130);
     // Every line of the log is whole, and steps count up by one.
     char *text = slurp(scope, log);
     int64_t last = 0;

@@ -3,7 +3,7 @@
 
 typedef struct BenchValues {
     CommonOptions common;
-    const char *op, *type, *row, *model;
+    const char *op, *type, *row, *model, *precision;
     int64_t batch, m, n, k, tokens, keys, heads, dim, rows, channels, width, height;
 } BenchValues;
 
@@ -36,6 +36,9 @@ static const Option options[] = {
      .max = 8192, .says = "the model's", .help = "Of the picture; nano makes 32."},
     {.name = "height", .letter = 'H', .kind = OPT_INT, FIELD(T, height), .value = "N", .min = 8,
      .max = 8192, .says = "the model's", .help = "Of the picture; nano makes 32."},
+    {.name = "precision", .kind = OPT_CHOICE, FIELD(T, precision), .choices = "auto,f32",
+     .value = "P", .fallback = "auto", .group = "device",
+     .help = "f32: reference precision, and nothing but --type f32."},
     COMMON_OPTIONS(T),
 };
 #undef T
@@ -145,6 +148,8 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
                  v->channels || v->row;
     if (sized && !v->op)
         return cmd_usage(cmd, err, "expected --op with a size or --row, found none; give --op NAME");
+    if (strcmp(v->precision, "f32") == 0 && strcmp(v->type, "f32") != 0)
+        return cmd_usage(cmd, err, "--precision f32: expected --type f32 beside it, found %s", v->type);
     if (v->op && v->model) return cmd_usage(cmd, err, "expected --op or --model, found both; give one");
     if (((v->width && v->width != 32) || (v->height && v->height != 32)) && v->model)
         return cmd_usage(cmd, err, "--width and --height: expected 32 (nano), found another number; "

@@ -5,7 +5,7 @@
 
 typedef struct ConformValues {
     CommonOptions common;
-    const char *op, *type, *row, *name, *model;
+    const char *op, *type, *row, *name, *model, *precision;
     uint64_t seed;
     bool grad, list, all;
 } ConformValues;
@@ -34,6 +34,10 @@ static const Option options[] = {
      .help = "Every case in every type on software Vulkan drivers too, where compiling takes long; "
              "without it they run f32 in all cases and other types in every fourth."},
     {.name = "list", .kind = OPT_FLAG, FIELD(T, list), .help = "Name the cases, run none."},
+    {.name = "precision", .kind = OPT_CHOICE, FIELD(T, precision), .choices = "auto,f32",
+     .value = "P", .fallback = "auto", .group = "device",
+     .help = "f32: only what runs at reference precision, as --type f32 and, with --model, its f32 "
+             "passes."},
     COMMON_OPTIONS(T),
 };
 #undef T
@@ -101,18 +105,24 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
     if (v->model && (v->op || v->type || v->row || v->name || v->grad || v->list))
         return cmd_usage(cmd, err, "--model: expected no --op, --type, --row, --case, --grad or "
                          "--list beside it, found one; give one of the two");
-    ConformOptions o = {.device = cmd->common->device, .op = v->op, .type = v->type, .row = v->row,
+    bool f32 = strcmp(v->precision, "f32") == 0;
+    if (f32 && v->type && strcmp(v->type, "f32") != 0)
+        return cmd_usage(cmd, err, "--precision f32: expected no --type but f32 beside it, found %s",
+                         v->type);
+    ConformOptions o = {.device = cmd->common->device, .op = v->op, .type = f32 ? "f32" : v->type, .row = v->row,
                         .name = v->name, .grad = v->grad, .list = v->list, .all = v->all,
                         .seed = cmd_given(cmd, "seed") ? v->seed : 0,
-                        .options = cmd_device_options(cmd), .report = report, .user = &sink};
+                        .options = cmd_device_options(cmd), .report = report, .user = &sink,
+                        .cancel = &cmd->cancel};
     ConformTotals totals = {0};
     bool ok = v->model ? conform_model(&o, v->model, &totals, err) : conform_run(&o, &totals, err);
-    if (!ok || sink.broken) return false;
-    if (v->list) return true;
+    bool stopped = !ok && err->status == STATUS_CANCELLED; // the totals so far are still of use
+    if ((!ok && !stopped) || sink.broken) return false;
+    if (v->list) return ok;
     FILE *out = cmd->common->json ? stderr : stdout;
     fprintf(out, "%d passed, %d failed, %d skipped (seed %llu)\n", totals.passed, totals.failed,
             totals.skipped, (unsigned long long)(o.seed ? o.seed : CONFORM_SEED));
-    if (totals.failed == 0) return true;
+    if (stopped || totals.failed == 0) return ok;
     return err_failed(err, "conform: expected every case of %s to agree with the reference, found %d "
                       "that do not; see the lines above", cmd->common->device, totals.failed);
 }

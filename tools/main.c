@@ -1,5 +1,5 @@
-// main.c: the `kiln` command: finds the subcommand, parses its options, runs it, turns its error into
-// one line and an exit status.
+// main.c: the `kiln` command: finds the subcommand, parses its options, runs it, turns its error
+// into one line and an exit status.
 #include "tools/cmd.h"
 
 #include "backend/os.h"
