@@ -28,6 +28,9 @@ typedef HANDLE RawFile;
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 typedef int RawFile;
@@ -592,6 +595,15 @@ void *os_block_new(uint64_t size) {
 
 void os_block_free(void *block) { free(block); }
 
+bool os_enable_tiles(void) {
+#if defined(__linux__) && defined(__x86_64__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+#else
+    return false;
+#endif
+}
+
 int os_cpu_count(void) {
     cpu_set_t set;
     int cores = 0;
@@ -951,6 +963,8 @@ void *os_block_new(uint64_t size) {
 }
 
 void os_block_free(void *block) { _aligned_free(block); }
+
+bool os_enable_tiles(void) { return false; }
 
 int os_cpu_count(void) {
     DWORD_PTR mine = 0, all = 0;

@@ -60,6 +60,8 @@ uint64_t os_memory_free(void);          // bytes available to new work
 // training step). NULL when there is none; contents undefined.
 void *os_block_new(uint64_t size);
 void os_block_free(void *block);        // NULL is allowed
+// Asks the system for the AMX tile registers, for this process; false where it has none.
+bool os_enable_tiles(void);
 uint64_t os_random_seed(void);
 bool os_is_terminal(FILE *f);
 int os_terminal_width(FILE *f);         // 80 when unknown

@@ -41,6 +41,9 @@ int cpu_features(void) {
     unsigned a = 0, b, c, d;
     if ((have & NEED_AVX512) && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 5))
         have |= NEED_AVX512_BF16;
+    if ((have & NEED_AVX512_BF16) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1 << 22) &&
+        (d & 1 << 24) && os_enable_tiles())
+        have |= NEED_AMX_BF16;
 #endif
     return have;
 }
@@ -68,6 +71,7 @@ static void describe(DeviceInfo *info, const char *id) {
     info->bf16_arithmetic = !ref && (have & NEED_AVX512_BF16);
     snprintf(info->driver, sizeof info->driver, "%s",
              ref                        ? "reference kernels, f64"
+             : have & NEED_AMX_BF16    ? "AVX-512, AMX bf16"
              : have & NEED_AVX512_BF16 ? "AVX-512, bf16"
              : have & NEED_AVX512      ? "AVX-512"
              : have & NEED_AVX2        ? "AVX2"
@@ -115,6 +119,7 @@ static void cpu_close(Device *dev) {
 #endif
     pool_free(s->cpu.pool);
     os_block_free(s->cpu.scratch);
+    os_block_free(s->cpu.pack);
     mem_free(s);
     dev->state = NULL;
 }

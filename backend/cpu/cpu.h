@@ -10,6 +10,7 @@ enum {
     NEED_AVX2 = 1,        // with FMA and F16C
     NEED_AVX512 = 2,      // F, BW, VL, DQ
     NEED_AVX512_BF16 = 4, // dot products of bf16 pairs
+    NEED_AMX_BF16 = 8,    // matrix tiles, granted by the system
 };
 int cpu_features(void);
 
@@ -18,6 +19,7 @@ typedef struct Cpu {
     int features;
     void *scratch; // one space of SCRATCH_BYTES per thread
     void *onednn;  // cached primitives; NULL until the first
+    void *pack;    // weights in the layout of the AMX kernels; NULL until the first
 } Cpu;
 void onednn_close(Cpu *cpu);
 

@@ -57,32 +57,6 @@ static void mm(float *c, int64_t ldc, const float *a, int64_t am, int64_t ak, co
     for (; n < N; n += W) mm_one(c + n, ldc, a, am, ak, b + n, ldb, M, K, add);
 }
 
-// Transposes a W x W block: log2(W) rounds of interleaving rows i and i + W / 2.
-INLINE void transpose(float *to, int64_t ldt, const float *from, int64_t ldf) {
-    vf r[W], s[W];
-    for (int i = 0; i < W; i++) r[i] = vload(from + i * ldf);
-#pragma GCC unroll 4
-    for (int round = 1; round < W; round *= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < W / 2; i++) {
-#if defined(__AVX512F__)
-            s[2 * i] = __builtin_shufflevector(r[i], r[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
-                                               21, 6, 22, 7, 23);
-            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12,
-                                                   28, 13, 29, 14, 30, 15, 31);
-#elif defined(__AVX2__)
-            s[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
-            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-            s[2 * i] = __builtin_shufflevector(r[i], r[i + 2], 0, 4, 1, 5);
-            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 2], 2, 6, 3, 7);
-#endif
-        }
-        memcpy(r, s, sizeof r);
-    }
-    for (int i = 0; i < W; i++) vstore(to + i * ldt, r[i]);
-}
-
 // Rows i0.. of head h of a [B, T, H, D] operand, times `scale`: to [rows, pad(D)].
 static void load_rows(float *to, const TensorRef *t, int64_t b, int64_t i0, int64_t h,
                       int64_t rows, float scale) {

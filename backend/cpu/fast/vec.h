@@ -145,6 +145,32 @@ INLINE void vstore_n(float *p, vf v, int64_t n) {
     for (int64_t i = 0; i < n; i++) p[i] = t[i];
 }
 
+// Transposes a W x W block: log2(W) rounds of interleaving rows i and i + W / 2.
+INLINE void transpose(float *to, int64_t ldt, const float *from, int64_t ldf) {
+    vf r[W], s[W];
+    for (int i = 0; i < W; i++) r[i] = vload(from + i * ldf);
+#pragma GCC unroll 4
+    for (int round = 1; round < W; round *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < W / 2; i++) {
+#if defined(__AVX512F__)
+            s[2 * i] = __builtin_shufflevector(r[i], r[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
+                                               21, 6, 22, 7, 23);
+            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12,
+                                                   28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+            s[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+            s[2 * i] = __builtin_shufflevector(r[i], r[i + 2], 0, 4, 1, 5);
+            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 2], 2, 6, 3, 7);
+#endif
+        }
+        memcpy(r, s, sizeof r);
+    }
+    for (int i = 0; i < W; i++) vstore(to + i * ldt, r[i]);
+}
+
 // ---- functions --------------------------------------------------------------------------------
 // e^x: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor's polynomial of degree 7 (error 5e-9), scaled by
 // 2^n so that subnormal results and infinity come out right. NaN stays.
