@@ -12,7 +12,7 @@ static char *size_text(void *parent, double bytes) {
     static const char *const units = "KMGTP";
     int unit = -1;
     while (bytes >= 1024 && fmod(bytes, 1024) == 0 && unit < 3) bytes /= 1024, unit++;
-    return unit < 0 ? mem_printf(parent, "%.0f bytes", bytes)
+    return unit < 0 ? mem_printf(parent, "%.0f byte%s", bytes, bytes == 1 ? "" : "s")
                     : mem_printf(parent, "%.0f%c", bytes, units[unit]);
 }
 
@@ -139,9 +139,10 @@ bool option_value(const Option *o, const char *name, const char *text, void *fie
     case OPT_FLAG: case OPT_LIST: case OPT_LATER: ok = false; break; // not single values
     }
     if (ok) return true;
-    char *range = option_range(NULL, o);
+    void *scope = mem_new(NULL, 1);
+    char *range = option_range(scope, o);
     err_set(err, STATUS_USAGE, "%s: expected %s, found \"%.100s\"", name, range, text);
-    mem_free(range);
+    mem_free(scope);
     return false;
 }
 
@@ -233,12 +234,12 @@ static const char *next_value(Parse *p, const Option *o, const char *shown, int 
     bool option = next && next[0] == '-' && next[1] == '-' && next[2] &&
                   find_long(p, next + 2, strcspn(next + 2, "="));
     if (next && !option) return p->argv[++*i];
-    char *range = option_range(NULL, o);
+    void *scope = mem_new(NULL, 1);
+    char *range = option_range(scope, o);
     const char *wanted = *range ? range : o->value ? o->value : "a value";
     err_set(p->err, STATUS_USAGE, "%s: %s: expected %s after it, found %s%s", p->what, shown,
-            wanted,
-            next ? "the option " : "nothing", next ? next : "");
-    mem_free(range);
+            wanted, next ? "the option " : "nothing", next ? next : "");
+    mem_free(scope);
     return NULL;
 }
 
@@ -319,10 +320,11 @@ bool options_parse(void *parent, const char *what, const Option *table, int coun
     for (int k = 0; k < count && ok; k++) {
         const Option *o = &table[k];
         if (!o->operand || !o->required || taken[k]) continue;
-        char *range = option_range(NULL, o);
+        void *scope = mem_new(NULL, 1);
+        char *range = option_range(scope, o);
         ok = err_set(err, STATUS_USAGE, "%s: expected %s%s%s%s, found nothing; try `kiln help %s`",
                      what, o->name, *range ? " (" : "", range, *range ? ")" : "", what);
-        mem_free(range);
+        mem_free(scope);
     }
     mem_free(taken);
     return ok;
