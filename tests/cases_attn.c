@@ -18,6 +18,7 @@ enum {
     ONE = 1024,    // each query sees one key: y is that value, exactly
     FULLY = 2048,  // some queries see no key
     ADDED = 4096,  // finite values in the mask
+    FAR_Q = 8192, FAR_K = 16384, FAR_Y = 32768, // tokens over 4 GiB apart
     ANY_MASK = MASK | MASK_B | MASK_H,
 };
 
@@ -40,6 +41,9 @@ static const Row rows[] = {
     {"exact all masked", 1, 17, 33, 2, 2, 16, ONE | FULLY | MASK | SCALE, FILL_EXACT, 0},
     {"exact 1 token", 1, 1, 1, 1, 1, 4, ONE | MASK, FILL_EXACT, 0},
     {"exact far", 1, 20, 16, 2, 2, 32, UNIFORM | BASE, FILL_EXACT, 0},
+    {"exact far queries", 1, 2, 16, 2, 2, 32, UNIFORM | FAR_Q, FILL_EXACT, 2},
+    {"exact far keys", 1, 9, 2, 2, 2, 32, UNIFORM | FAR_K, FILL_EXACT, 2},
+    {"exact far results", 1, 2, 16, 2, 2, 32, UNIFORM | FAR_Y, FILL_EXACT, 2},
     {"exact 66000 heads", 66000, 1, 1, 1, 1, 4, UNIFORM, FILL_EXACT, 1},
     {"random 1x1", 1, 1, 1, 1, 1, 1, 0, FILL_RANDOM, 0},
     {"random 3x7", 2, 3, 7, 1, 1, 3, 0, FILL_RANDOM, 0},
@@ -130,6 +134,9 @@ static bool build(int index, int types, Case *c) {
     }
     if (r->flags & PACKED) pack(c, r, (const int[]){attn_q, attn_k, attn_v}, 3);
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR_Q) c->t[attn_q].far = 2;
+    if (r->flags & FAR_K) c->t[attn_v].far = 2;
+    if (r->flags & FAR_Y) c->t[attn_y].far = 2;
     c->params.attn = (AttnParams){.scale = r->flags & SCALE ? 0.37f : 0,
                                   .causal = !!(r->flags & CAUSAL)};
     if (exact) c->exact = 1u << attn_y;

@@ -10,6 +10,7 @@ enum {
     GAP = 32, LEAD = 64, SCALE = 128,
     FULLY = 256, // some queries see no key
     ONE = 512,   // each query sees one key: dv is a sum of dy, exactly, dq and dk are zero
+    FAR_Q = 1024, FAR_DK = 2048, // tokens over 4 GiB apart
     ANY_MASK = MASK | MASK_B | MASK_H,
 };
 
@@ -24,6 +25,8 @@ static const Row rows[] = {
     {"exact one key", 2, 33, 31, 2, 2, 32, ONE | MASK, FILL_EXACT, 2},
     {"exact one key grouped", 1, 65, 40, 4, 2, 16, ONE | MASK_H | GAP, FILL_EXACT, 2},
     {"exact one key fully masked", 2, 20, 70, 2, 1, 64, ONE | MASK_B | FULLY, FILL_EXACT, 2},
+    {"exact far queries", 1, 2, 20, 2, 2, 32, ONE | MASK | FAR_Q, FILL_EXACT, 2},
+    {"exact far gradient", 1, 20, 2, 2, 2, 32, ONE | MASK | FAR_DK, FILL_EXACT, 2},
     {"random 1x1", 1, 1, 1, 1, 1, 1, 0, FILL_RANDOM, 0},
     {"random 3x7", 2, 3, 7, 1, 1, 3, 0, FILL_RANDOM, 0},
     {"random 17x65", 1, 17, 65, 3, 3, 17, GAP, FILL_RANDOM, 0},
@@ -103,6 +106,8 @@ static bool build(int index, int types, Case *c) {
         pack(c, r, (const int[]){attn_bwd_q, attn_bwd_k, attn_bwd_v});
         pack(c, r, (const int[]){attn_bwd_dq, attn_bwd_dk, attn_bwd_dv});
     }
+    if (r->flags & FAR_Q) c->t[attn_bwd_dy].far = 2;
+    if (r->flags & FAR_DK) c->t[attn_bwd_dv].far = 2;
     c->params.attn_bwd = (AttnBwdParams){.scale = r->flags & SCALE ? 0.37f : 0,
                                          .causal = !!(r->flags & CAUSAL)};
     if (exact) c->exact = CASE_EXACT;

@@ -7,7 +7,8 @@ enum {
     TURN_Y = 16,   // of y
     PATCHIFY = 32, // x walked as [B, C, H/p, p, W/p, p] -> [B, H/p, W/p, C, p, p]
     SKIP_X = 64,   // every other element of x's last dimension
-    ROW_X = 128,   // x broadcast over the first dimension
+    ROW_X = 128,
+    FAR_X = 256, FAR_Y = 512, // rows over 4 GiB apart   // x broadcast over the first dimension
 };
 
 typedef struct Row {
@@ -35,6 +36,8 @@ static const Row rows[] = {
     {"broadcast rows", 3, {4, 7, 33}, ROW_X, FILL_RANDOM, 0},
     {"outliers", 2, {65, 33}, 0, FILL_OUTLIERS, 0},
     {"far", 2, {17, 33}, BASE | TURN_X, FILL_RANDOM, 0},
+    {"far rows of x", 2, {2, 129}, FAR_X, FILL_RANDOM, 7},
+    {"far rows of y", 2, {2, 129}, FAR_Y, FILL_RANDOM, 7},
     {"17 million", 2, {65537, 257}, TURN_X, FILL_EXACT, 1},
 };
 
@@ -81,6 +84,8 @@ static bool build(int index, int types, Case *c) {
     if (r->flags & SKIP_X)
         for (int d = 0; d < x->ndim; d++) x->stride[d] *= 2;
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR_X) c->t[copy_x].far = 1;
+    if (r->flags & FAR_Y) c->t[copy_y].far = 1;
     c->exact = CASE_EXACT;
     return true;
 }

@@ -1,7 +1,7 @@
 // cases_embed.c: rows gathered by number; numbers outside the table give zeros.
 #include "tests/conform.h"
 
-enum { GAP = 1, LEAD = 2, BASE = 4, OUTSIDE = 8 };
+enum { GAP = 1, LEAD = 2, BASE = 4, OUTSIDE = 8, FAR_TABLE = 16, FAR_Y = 32 };
 
 typedef struct Row {
     const char *name;
@@ -17,6 +17,8 @@ static const Row rows[] = {
     {"outside odd", 7, 5, 129, OUTSIDE | GAP | LEAD, 0},
     {"1000x256 5", 1000, 256, 5, 0, 0},
     {"far", 9, 64, 20, BASE, 0},
+    {"far rows of the table", 2, 65, 9, FAR_TABLE, 2},
+    {"far rows of y", 9, 65, 2, FAR_Y, 2},
     {"70000 rows", 50, 3, 70000, OUTSIDE, 1},
 };
 
@@ -52,6 +54,8 @@ static bool build(int index, int types, Case *c) {
         if (r->flags & LEAD) c->t[i].lead = 1 + i;
     }
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR_TABLE) c->t[embed_table].far = 1;
+    if (r->flags & FAR_Y) c->t[embed_y].far = 1;
     c->exact = CASE_EXACT; // moved, and rounded at most once
     return true;
 }

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-enum { GAP = 1, LEAD = 2, BASE = 4, OUTSIDE = 8, SAME = 16 };
+enum { GAP = 1, LEAD = 2, BASE = 4, OUTSIDE = 8, SAME = 16, FAR = 32 };
 
 typedef struct Row {
     const char *name;
@@ -23,6 +23,7 @@ static const Row rows[] = {
     {"far", 9, 64, 20, BASE, FILL_EXACT, 0},
     {"random 11x65 200", 11, 65, 200, 0, FILL_RANDOM, 0},
     {"random all to one", 3, 33, 500, SAME, FILL_RANDOM, 0},
+    {"far rows", 2, 65, 9, FAR, FILL_EXACT, 2},
     {"66000 rows", 66000, 3, 40, 0, FILL_EXACT, 1},
 };
 
@@ -62,6 +63,7 @@ static bool build(int index, int types, Case *c) {
         if (r->flags & LEAD) c->t[i].lead = 1 + i;
     }
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR) c->t[embed_bwd_dtable].far = 1;
     if (r->fill == FILL_EXACT) c->exact = CASE_EXACT;
     c->c = 8;
     return true;

@@ -13,6 +13,7 @@ enum {
     Z_BATCH = 128, // z is broadcast over the middle dimensions
     X_TURNED = 256, // x has its last two dimensions exchanged in memory
     X_ONE = 512,
+    FAR_X = 1024, FAR_O = 2048, // rows over 4 GiB apart
 };
 
 typedef struct Row {
@@ -48,6 +49,8 @@ static const Row rows[] = {
     {"add one", EW_ADD, 0, Y_ONE, 0, 0, 3, {2, 5, 33}, FILL_EXACT, 0},
     {"add turned", EW_ADD, 0, X_TURNED | Y_ROW, 0, 0, 4, {2, 3, 9, 17}, FILL_EXACT, 0},
     {"add far", EW_ADD, 0, BASE, 0, 0, 2, {17, 33}, FILL_EXACT, 0},
+    {"add far rows of x", EW_ADD, 0, FAR_X, 0, 0, 2, {2, 300}, FILL_EXACT, 2},
+    {"add far rows of o", EW_ADD, 0, FAR_O, 0, 0, 2, {2, 300}, FILL_EXACT, 2},
     {"add 17 million", EW_ADD, 0, Y_COL, 0, 0, 2, {65537, 257}, FILL_EXACT, 1},
     {"add random", EW_ADD, 0, 0, 0, 0, 2, {33, 65}, FILL_RANDOM, 0},
     {"sub", EW_SUB, 0, 0, 0, 0, 2, {7, 129}, FILL_EXACT, 0},
@@ -159,6 +162,8 @@ static bool build(int index, int types, Case *c) {
         memcpy(c->t[ewise_o].stride, c->t[ewise_x].stride, sizeof c->t[ewise_x].stride);
     }
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR_X) c->t[ewise_x].far = 1;
+    if (r->flags & FAR_O) c->t[ewise_o].far = 1;
     c->params.ewise = (EwiseParams){.kind = (uint32_t)r->kind, .act = (uint32_t)r->act,
                                     .alpha = r->alpha, .beta = r->beta};
     if (r->fill == FILL_EXACT) c->exact = CASE_EXACT;

@@ -13,6 +13,7 @@ enum {
     GAP = 512,   // rows apart in every tensor
     LEAD = 1024, // first elements at odd places
     BASE = 2048, // far into the buffer
+    FAR_X = 4096, FAR_W = 8192, FAR_Y = 16384, // rows over 4 GiB apart
     GATE_ONES = GATE | GATE_N | GATE_B | GATE_M,
 };
 
@@ -33,6 +34,7 @@ static const Row rows[] = {
     {"exact 64x64x64", 1, 64, 64, 64, 0, 0, 0, FILL_EXACT, 0},
     {"exact 128x192x256", 1, 128, 192, 256, 0, 0, 0, FILL_EXACT, 0},
     {"exact 256x128x96", 2, 256, 128, 96, 0, 0, 0, FILL_EXACT, 3},
+    {"exact 516x260x20", 1, 516, 260, 20, 0, BIAS, 0, FILL_EXACT, 3},
     {"exact trans_x", 1, 33, 17, 65, 0, TX, 0, FILL_EXACT, 0},
     {"exact trans_x whole tiles", 1, 64, 128, 64, 0, TX, 0, FILL_EXACT, 0},
     {"exact trans_w", 1, 17, 65, 33, 0, TW, 0, FILL_EXACT, 0},
@@ -59,6 +61,10 @@ static const Row rows[] = {
     {"exact all", 2, 66, 34, 40, 16, BIAS | GATE_B | RES | GAP, ACT_RELU, FILL_EXACT, 0},
     {"exact all odd", 2, 35, 67, 21, 3, BIAS | GATE | RES | GAP | LEAD | WB, 0, FILL_EXACT, 0},
     {"exact far", 1, 40, 36, 24, 0, BASE | BIAS | RES, 0, FILL_EXACT, 0},
+    {"exact far rows of x", 1, 2, 70, 40, 0, FAR_X, 0, FILL_EXACT, 2},
+    {"exact far rows of w", 1, 40, 2, 36, 0, FAR_W, 0, FILL_EXACT, 2},
+    {"exact far rows of y", 1, 2, 70, 40, 0, FAR_Y, 0, FILL_EXACT, 2},
+    {"exact far rows of trans_x", 1, 36, 40, 2, 0, FAR_X | TX, 0, FILL_EXACT, 2},
     {"exact 66000 batches", 66000, 1, 2, 1, 0, WB, 0, FILL_EXACT, 1},
     {"exact 66000 row tiles", 1, 66000, 3, 2, 0, 0, 0, FILL_EXACT, 1},
     {"random 64x192x192", 1, 64, 192, 192, 0, BIAS, 0, FILL_RANDOM, 0},
@@ -125,6 +131,9 @@ static bool build(int index, int types, Case *c) {
         if (r->flags & LEAD) c->t[i].lead = 1 + i;
     }
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR_X) c->t[gemm_x].far = 2;
+    if (r->flags & FAR_W) c->t[gemm_w].far = 2;
+    if (r->flags & FAR_Y) c->t[gemm_y].far = 2;
     c->params.gemm = (GemmParams){.act = (uint32_t)r->act, .trans_x = !!(r->flags & TX),
                                   .trans_w = !!(r->flags & TW)};
     if (r->fill == FILL_EXACT) c->exact = CASE_EXACT;

@@ -11,6 +11,7 @@ enum {
     PER_TOKEN = 64, // [1, M, C]
     RSTD = 128, GAP = 256, LEAD = 512, BASE = 1024,
     FLAT = 2048, // rows without any variance
+    FAR_X = 4096, FAR_Y = 8192, // rows over 4 GiB apart
     ADALN = SCALE | SHIFT | PER_BATCH,
 };
 
@@ -54,6 +55,8 @@ static const Row rows[] = {
     {"layer flat rows", 2, 5, 64, NORM_LAYER, 0, RSTD | FLAT, 4, 0, FILL_RANDOM, 0},
     {"layer outliers", 2, 9, 200, NORM_LAYER, 0, RSTD | ADALN, 0, 1, FILL_OUTLIERS, 0},
     {"layer far", 1, 5, 64, NORM_LAYER, 0, WEIGHT | BASE, 0, 1, FILL_RANDOM, 0},
+    {"layer far rows of x", 1, 2, 72, NORM_LAYER, 0, RSTD | FAR_X, 0, 1, FILL_RANDOM, 2},
+    {"layer far rows of y", 1, 2, 72, NORM_LAYER, 0, FAR_Y, 0, 1, FILL_RANDOM, 2},
     {"layer 70000 rows", 1, 70000, 5, NORM_LAYER, 0, 0, 0, 1, FILL_RANDOM, 1},
     {"rms 1x3x7", 1, 3, 7, NORM_RMS, 0, RSTD, 0, 1, FILL_RANDOM, 0},
     {"rms 2x17x65", 2, 17, 65, NORM_RMS, 0, WEIGHT | GAP, 0, 1, FILL_RANDOM, 0},
@@ -104,6 +107,8 @@ static bool build(int index, int types, Case *c) {
         if (r->flags & LEAD) c->t[i].lead = 1 + i;
     }
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR_X) c->t[norm_x].far = 2;
+    if (r->flags & FAR_Y) c->t[norm_y].far = 2;
     c->params.norm = (NormParams){.kind = (uint32_t)r->kind, .act = (uint32_t)r->act,
                                   .eps = index % 3 == 1 ? 1e-5f : 1e-6f};
     c->c = r->act ? 16 : 8;

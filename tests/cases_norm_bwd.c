@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-enum { GAP = 1, LEAD = 2, BASE = 4 };
+enum { GAP = 1, LEAD = 2, BASE = 4, FAR = 8 };
 
 typedef struct Row {
     const char *name;
@@ -22,6 +22,7 @@ static const Row rows[] = {
     {"layer 1x3x1030", 1, 3, 1030, NORM_LAYER, 0, FILL_RANDOM, 0},
     {"layer outliers", 1, 9, 200, NORM_LAYER, 0, FILL_OUTLIERS, 0},
     {"layer far", 1, 9, 64, NORM_LAYER, BASE, FILL_RANDOM, 0},
+    {"layer far rows", 1, 2, 64, NORM_LAYER, FAR, FILL_RANDOM, 2},
     {"layer 70000 rows", 2, 35000, 5, NORM_LAYER, 0, FILL_RANDOM, 1},
     {"layer exact", 2, 9, 64, NORM_LAYER, 0, FILL_EXACT, 3},
     {"rms 1x3x7", 1, 3, 7, NORM_RMS, 0, FILL_RANDOM, 0},
@@ -61,6 +62,7 @@ static bool build(int index, int types, Case *c) {
         if (r->flags & LEAD) c->t[i].lead = 1 + i;
     }
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR) c->t[norm_bwd_dx].far = 2;
     c->params.norm_bwd = (NormBwdParams){.kind = (uint32_t)r->kind};
     // Sums of 64 or 128 sixteenths divided by 64 or 128: exact whatever the order.
     if (exact) c->exact = CASE_EXACT;

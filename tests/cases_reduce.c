@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-enum { GAP = 1, LEAD = 2, BASE = 4, NANS = 8, INFS = 16, FIRST = 32, LAST = 64 };
+enum { GAP = 1, LEAD = 2, BASE = 4, NANS = 8, INFS = 16, FIRST = 32, LAST = 64, FAR = 128 };
 
 typedef struct Row {
     const char *name;
@@ -24,6 +24,8 @@ static const Row rows[] = {
     {"sum all", 1, 5000, 1, REDUCE_SUM, 0, 0, 0.25f, FILL_EXACT, 0},
     {"sum rows", 130, 65, 1, REDUCE_SUM, 1, GAP, 1, FILL_EXACT, 0},
     {"sum far", 2, 9, 33, REDUCE_SUM, 0, BASE, 0, FILL_EXACT, 0},
+    {"sum far rows", 1, 2, 65, REDUCE_SUM, 0, FAR, 0, FILL_EXACT, 2},
+    {"nonfinite far rows", 1, 2, 65, REDUCE_NONFINITE, 0, FAR | LAST, 0, FILL_RANDOM, 2},
     {"sum 66000 columns", 66000, 2, 3, REDUCE_SUM, 0, 0, 0, FILL_EXACT, 1},
     {"sum random", 2, 1000, 70, REDUCE_SUM, 0, 0, 0.001f, FILL_RANDOM, 0},
     {"sum random accumulate", 3, 77, 65, REDUCE_SUM, 1, GAP, 0, FILL_RANDOM, 0},
@@ -77,6 +79,7 @@ static bool build(int index, int types, Case *c) {
         if (r->flags & LEAD) c->t[i].lead = 1 + i;
     }
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
+    if (r->flags & FAR) c->t[reduce_x].far = 2;
     c->params.reduce = (ReduceParams){.kind = (uint32_t)r->kind, .alpha = r->alpha,
                                       .accumulate = (uint32_t)r->accumulate};
     if (r->fill == FILL_EXACT || !sum) c->exact = CASE_EXACT;

@@ -70,6 +70,9 @@ typedef struct CaseTensor {
     // 1 + the operand of the same type inside whose block this one lies, `lead` elements after its
     // first (in place: lead 0; q, k, v packed in one tensor: lead > 0); 0: memory of its own.
     int alias;
+    // 1 + the dimension (all before it of length 1) whose steps are over 4 GiB apart on the device,
+    // or as far as fits; 0: none. At most one operand of a case.
+    int far;
 } CaseTensor;
 
 struct Case {
@@ -168,6 +171,9 @@ typedef struct Rig {
     Image image; // as uploaded
     OpCall call;
     uint64_t base; // bytes of the pool in front of the image
+    int far;       // the operand with far steps, -1: none; it lies behind the image
+    int64_t steps;
+    uint64_t step_bytes, apart; // in the image, and on the device
 } Rig;
 bool rig_new(Conform *cf, void *parent, const Case *c, const HostTensor *in, Rig *rig, Error *err);
 // Uploads, runs call->row (twice where `replay`, which must agree to the bit), reads back.
