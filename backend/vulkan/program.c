@@ -13,17 +13,22 @@ enum { BLOCK_BYTES = MAX_OPERANDS * (int)sizeof(TensorArg) + 64, MAX_SEGMENTS = 
 _Static_assert(sizeof(TensorArg) == 64, "as shaders read it");
 _Static_assert(sizeof(OpParams) <= 64, "parameters fit their part of a block");
 static const int max_recordings = 4; // of one program: timings vary, recording must settle
+// A timestamp makes a fast device wait for what was before it, so that steps shorter than this share
+// one, in seconds; what it measures is then divided among them as they were estimated.
+static const double stamp_every = 50e-6;
 
 // Some tiles of one pass of one step.
 typedef struct Part {
     int step, pass;
     uint32_t base, count;
+    double seconds; // estimated
+    bool stamp;     // a timestamp follows
 } Part;
 
 typedef struct Segment {
     VkCommandBuffer cmd;
     int first, count;     // its parts
-    uint32_t first_query; // count + 1 timestamps: before the first part and after each
+    uint32_t first_query; // the timestamp before its first part; those after parts follow
     double seconds;       // estimated
 } Segment;
 
@@ -72,11 +77,11 @@ static void new_segment(Program *prog, ProgState *p) {
     ARR_PUSH(prog, &p->segments, segment);
 }
 
-static void add_part(Program *prog, ProgState *p, Part part, double seconds) {
+static void add_part(Program *prog, ProgState *p, Part part) {
     ARR_PUSH(prog, &p->parts, part);
     Segment *segment = &p->segments.v[p->segments.n - 1];
     segment->count++;
-    segment->seconds += seconds;
+    segment->seconds += part.seconds;
 }
 
 // Adds the tiles of one pass, ending segments at `target` seconds.
@@ -94,8 +99,8 @@ static void cut_pass(Program *prog, ProgState *p, int step, int pass, uint64_t t
             continue;
         }
         uint64_t count = MIN(MAX(fits, 1), left);
-        Part part = {step, pass, (uint32_t)base, (uint32_t)count};
-        add_part(prog, p, part, (double)count * each);
+        Part part = {step, pass, (uint32_t)base, (uint32_t)count, (double)count * each, false};
+        add_part(prog, p, part);
         base += count;
     }
 }
@@ -156,20 +161,38 @@ static bool needs_barrier(const Program *prog, const Part *before, const Part *p
     return false;
 }
 
+// Timestamps of a segment: one before its first part, then one after each that is marked.
+static uint32_t stamps(const ProgState *p, const Segment *segment) {
+    uint32_t n = 1;
+    for (int i = 0; i < segment->count; i++) n += p->parts.v[segment->first + i].stamp;
+    return n;
+}
+
+// Marks the parts that a timestamp follows: always the last one of a segment.
+static void place_stamps(ProgState *p, const Segment *segment) {
+    double since = 0;
+    for (int i = 0; i < segment->count; i++) {
+        Part *part = &p->parts.v[segment->first + i];
+        since += part->seconds;
+        part->stamp = i + 1 == segment->count || since >= stamp_every;
+        if (part->stamp) since = 0;
+    }
+}
+
 static bool record_segment(VkState *s, Program *prog, ProgState *p, Segment *segment, Error *err) {
     VkCommandBuffer cmd = segment->cmd;
     if (!vk_begin(s, cmd, VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT, err)) return false;
     vk_full_barrier(s, cmd); // after all that was submitted before
     uint32_t query = segment->first_query;
     if (p->queries) {
-        s->vk.vkCmdResetQueryPool(cmd, p->queries, query, (uint32_t)segment->count + 1);
+        s->vk.vkCmdResetQueryPool(cmd, p->queries, query, stamps(p, segment));
         s->vk.vkCmdWriteTimestamp(cmd, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, p->queries, query++);
     }
     for (int i = segment->first; i < segment->first + segment->count; i++) {
         const Part *part = &p->parts.v[i];
         if (i > segment->first && needs_barrier(prog, part - 1, part)) compute_barrier(s, cmd);
         record_part(s, p, cmd, part);
-        if (p->queries)
+        if (p->queries && part->stamp)
             s->vk.vkCmdWriteTimestamp(cmd, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, p->queries, query++);
     }
     return vk_ok(s, s->vk.vkEndCommandBuffer(cmd), "recording", 0, err);
@@ -187,8 +210,9 @@ static void free_recording(VkState *s, ProgState *p) {
 static bool make_queries(VkState *s, ProgState *p, Error *err) {
     p->query_count = 0;
     for (int i = 0; i < p->segments.n; i++) {
+        place_stamps(p, &p->segments.v[i]);
         p->segments.v[i].first_query = p->query_count;
-        p->query_count += (uint32_t)p->segments.v[i].count + 1;
+        p->query_count += stamps(p, &p->segments.v[i]);
     }
     if (!s->physical.timestamp_bits) return true; // this queue measures nothing
     VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
@@ -310,6 +334,41 @@ static void learn(VkState *s, Program *prog, ProgState *p) {
     p->stale = (is_long || is_short) && p->recordings < max_recordings;
 }
 
+// Gives the parts first..last the seconds that one timestamp measured for them all.
+static void share_out(Program *prog, ProgState *p, int first, int last, double seconds) {
+    double estimated = 0;
+    for (int i = first; i <= last; i++) estimated += p->parts.v[i].seconds;
+    for (int i = first; i <= last; i++) {
+        Part *part = &p->parts.v[i];
+        part->seconds *= seconds / estimated;
+        prog->steps[part->step].seconds += part->seconds;
+        // Never 0, or a later, slower run could not be shared out.
+        part->seconds = MAX(part->seconds, 1e-9);
+    }
+}
+
+static void use_timestamps(VkState *s, Program *prog, const uint64_t *ticks) {
+    ProgState *p = prog->state;
+    uint32_t bits = s->physical.timestamp_bits;
+    uint64_t mask = bits < 64 ? (1ull << bits) - 1 : ~0ull;
+    for (int i = 0; i < prog->count; i++) prog->steps[i].seconds = 0;
+    for (int i = 0; i < p->segments.n; i++) {
+        Segment *segment = &p->segments.v[i];
+        const uint64_t *t = &ticks[segment->first_query];
+        int first = segment->first;
+        segment->seconds = 0;
+        for (int j = first; j < segment->first + segment->count; j++) {
+            if (!p->parts.v[j].stamp) continue;
+            double seconds = (double)((t[1] - t[0]) & mask) * s->physical.timestamp_period * 1e-9;
+            share_out(prog, p, first, j, seconds);
+            segment->seconds += seconds;
+            first = j + 1;
+            t++;
+        }
+    }
+    learn(s, prog, p);
+}
+
 static void read_timestamps(VkState *s, Program *prog) {
     ProgState *p = prog->state;
     p->timed = false;
@@ -318,22 +377,7 @@ static void read_timestamps(VkState *s, Program *prog) {
     VkResult result = s->vk.vkGetQueryPoolResults(s->device, p->queries, 0, p->query_count,
                                                   p->query_count * sizeof *ticks, ticks,
                                                   sizeof *ticks, VK_QUERY_RESULT_64_BIT);
-    uint32_t bits = s->physical.timestamp_bits;
-    uint64_t mask = bits < 64 ? (1ull << bits) - 1 : ~0ull;
-    if (result == VK_SUCCESS) {
-        for (int i = 0; i < prog->count; i++) prog->steps[i].seconds = 0;
-        for (int i = 0; i < p->segments.n; i++) {
-            Segment *segment = &p->segments.v[i];
-            segment->seconds = 0;
-            for (int j = 0; j < segment->count; j++) {
-                const uint64_t *t = &ticks[segment->first_query + (uint32_t)j];
-                double seconds = (double)((t[1] - t[0]) & mask) * s->physical.timestamp_period * 1e-9;
-                prog->steps[p->parts.v[segment->first + j].step].seconds += seconds;
-                segment->seconds += seconds;
-            }
-        }
-        learn(s, prog, p);
-    }
+    if (result == VK_SUCCESS) use_timestamps(s, prog, ticks);
     mem_free(ticks);
 }
 
@@ -419,6 +463,9 @@ static bool check_cancel(const Cancel *cancel, Error *err) {
 }
 
 bool vk_wait_value(VkState *s, uint64_t value, const Cancel *cancel, Error *err) {
+    // Far beyond any estimate: a driver that never answers must not hold the program for ever. A
+    // driver on the CPU compiles its kernels when they first run, perhaps on a busy machine.
+    const double patience = s->physical.info.kind == DEV_SOFTWARE ? 900 : 60;
     uint64_t done, last = 0;
     double since = os_seconds();
     for (;;) {
@@ -428,8 +475,7 @@ bool vk_wait_value(VkState *s, uint64_t value, const Cancel *cancel, Error *err)
         double now = os_seconds();
         if (done != last) since = now;
         last = done;
-        // Far beyond any estimate: a driver that never answers must not hold the program for ever.
-        if (now - since > 60 + 20 * seconds_in_flight(s)) return err_hang(s, now - since, err);
+        if (now - since > patience + 20 * seconds_in_flight(s)) return err_hang(s, now - since, err);
         VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
                                     .semaphoreCount = 1,
                                     .pSemaphores = &s->timeline,
