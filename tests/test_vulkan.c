@@ -13,6 +13,8 @@
 
 #include "backend/backend.h"
 #include "backend/os.h"
+#include "backend/vulkan/shaders.h"
+#include "tests/conform_model.h"
 #include "tests/scratch.h"
 
 // The validation layer leaks memory of its own, and is unloaded before the leak checker could tell
@@ -522,6 +524,30 @@ static void listed_devices_are_sane(void **state) {
     assert_non_null(strstr(err.text, "vulkan:0"));
 }
 
+// Pipelines are what starting a model costs: their number is held down (150 modules, 60 pipelines).
+static void count_pipelines(void *user, LogLevel level, const char *line) {
+    (void)level;
+    const char *at = strstr(line, " pipelines compiled"), *number = at;
+    if (!at) return;
+    while (number > line && number[-1] >= '0' && number[-1] <= '9') number--;
+    *(int *)user = MAX(*(int *)user, atoi(number));
+}
+
+static void modules_and_pipelines_stay_few(void **state) {
+    (void)state;
+#ifdef KILN_VULKAN // else there is no device, and no test runs
+    assert_in_range(kiln_shader_count, 1, 150);
+#endif
+    int most = 0; // of the programs of one device: training, with all gradients
+    Log log = {.level = LOG_DEBUG, .write = count_pipelines, .user = &most};
+    ConformOptions options = {.device = "vulkan", .type = "bf16", .options = {.log = &log}};
+    ConformTotals totals;
+    Error err = {0};
+    OK(conform_model(&options, "nano", &totals, &err));
+    assert_int_equal(totals.failed, 0);
+    assert_in_range(most, 10, 60);
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "stale-address")) return stale_address();
     program = argv[0];
@@ -549,6 +575,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(losing_the_device_is_one_line),
         cmocka_unit_test(cache_survives_and_bad_caches_are_ignored),
         cmocka_unit_test(devices_side_by_side),
+        cmocka_unit_test(modules_and_pipelines_stay_few),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
