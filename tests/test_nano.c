@@ -1,5 +1,5 @@
 // Nano-Sora against PyTorch (tests/golden/nano_*.safetensors): forward, loss, every gradient, ten
-// steps of AdamW, sampling from given noise; on each CPU device (test_devices.c compares devices).
+// steps of AdamW, sampling from given noise; on every device there is.
 #include "engine/image.h"
 #include "engine/trainer.h"
 
@@ -14,7 +14,6 @@
 #endif
 #define GOLDEN KILN_SOURCE_DIR "/tests/golden/"
 
-static const char *const devices[] = {"ref", "cpu"};
 static const int patches[] = {4, 2};
 
 typedef struct Case {
@@ -209,19 +208,36 @@ static void run_sampling(const char *device, int patch) {
 #define FOR_ALL(name)                                                          \
     static void name(void **state) {                                           \
         (void)state;                                                           \
-        for (size_t d = 0; d < COUNT_OF(devices); d++)                         \
+        int count;                                                             \
+        DeviceInfo *devices = dev_list(NULL, &count, NULL);                    \
+        assert_true(count >= 2);                                               \
+        for (int d = 0; d < count; d++)                                        \
             for (size_t p = 0; p < COUNT_OF(patches); p++)                     \
-                run_##name(devices[d], patches[p]);                            \
+                run_##name(devices[d].id, patches[p]);                         \
+        mem_free(devices);                                                     \
     }
 FOR_ALL(gradients)
 FOR_ALL(ten_steps)
 FOR_ALL(sampling)
+
+static void vulkan_is_among_them(void **state) {
+    (void)state;
+    int count;
+    bool found = false;
+    DeviceInfo *devices = dev_list(NULL, &count, NULL);
+    for (int d = 0; d < count; d++) found |= !strcmp(devices[d].backend, "vulkan");
+    mem_free(devices);
+    if (found) return;
+    print_message("SKIP: vulkan_is_among_them: no Vulkan device, so the tests above ran without\n");
+    skip();
+}
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients),
         cmocka_unit_test(ten_steps),
         cmocka_unit_test(sampling),
+        cmocka_unit_test(vulkan_is_among_them),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

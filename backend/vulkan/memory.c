@@ -114,10 +114,15 @@ void vk_buf_done(Buffer *buf) {
 
 // ---- staging ----------------------------------------------------------------------------------
 
+// A small budget still has room for tensors. Steps, not a share of the budget: the figure that a
+// refused plan names would otherwise grow when the budget is raised to it.
+static uint64_t staging_size(uint64_t budget, uint64_t full) {
+    return budget >= (uint64_t)256 << 20 ? full : budget >= 4u << 20 ? 512u << 10 : 32u << 10;
+}
+
 bool staging_open(VkState *s, Error *err) {
-    // A small budget still has room for tensors: staging takes an eighth of it at most.
     const uint64_t page = 4096;
-    uint64_t bytes = MIN(s->physical.info.staging_bytes, s->dev->memory.budget / 8);
+    uint64_t bytes = staging_size(s->dev->memory.budget, s->physical.info.staging_bytes);
     s->slot_bytes = MAX(bytes / STAGING_SLOTS / page, 1) * page;
     s->slot_bytes = align_up(s->slot_bytes, MAX(s->physical.atom, 1));
     bytes = s->slot_bytes * STAGING_SLOTS;
