@@ -31,8 +31,16 @@ static double hyper_value(const Case *c, int operand, int64_t index, uint64_t ra
     int flags = rows[c->knob].flags;
     double step = flags & FIRST ? 1 : 37;
     const double v[ADAMW_HYPER_COUNT] = {
-        3e-4, 0.9, 0.999, 1e-8, flags & NO_DECAY ? 0 : 0.01, 1 - pow(0.9, step), 1 - pow(0.999, step),
-        flags & SCALED ? 1.0 / 1024 : 1, 0.999, NAN,
+        3e-4,
+        0.9,
+        0.999,
+        1e-8,
+        flags & NO_DECAY ? 0 : 0.01,
+        1 - pow(0.9, step),
+        1 - pow(0.999, step),
+        flags & SCALED ? 1.0 / 1024 : 1,
+        0.999,
+        NAN,
     };
     return v[index];
 }
@@ -60,7 +68,8 @@ static bool build(int index, int types, Case *c) {
     if (!(r->flags & FIRST)) c->t[adamw_v].value = square;
     if (r->flags & EMA) case_tensor(c, adamw_ema, DT_F32, FILL_RANDOM, 1, n);
     case_tensor(c, adamw_g, combos[types], FILL_RANDOM, 1, n)->amp = r->flags & SCALED ? 100 : 0.1;
-    case_tensor(c, adamw_hyper, DT_F32, FILL_RANDOM, 1, SHAPE(ADAMW_HYPER_COUNT))->value = hyper_value;
+    case_tensor(c, adamw_hyper, DT_F32, FILL_RANDOM, 1, SHAPE(ADAMW_HYPER_COUNT))->value =
+        hyper_value;
     if (r->flags & FOUND) {
         case_tensor(c, adamw_found_inf, DT_F32, FILL_RANDOM, 1, SHAPE(1))->value = found_value;
         if (r->flags & INF) c->exact = CASE_EXACT; // nothing may move

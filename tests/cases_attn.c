@@ -84,7 +84,8 @@ static const char *const names[] = {"f32", "bf16", "f16", "f32 x f16", "bf16 -> 
 static double mask_value(const Case *c, int operand, int64_t index, uint64_t random) {
     const Row *r = &rows[c->knob];
     const CaseTensor *m = &c->t[operand];
-    int64_t S = m->shape[3], s = index % S, t = index / S % m->shape[2], plane = index / S / m->shape[2];
+    int64_t S = m->shape[3], s = index % S, t = index / S % m->shape[2],
+            plane = index / S / m->shape[2];
     if (r->flags & FULLY && ((t + plane) % 3 == 1 || !strcmp(r->name, "exact all masked")))
         return -INFINITY;
     if (r->flags & ADDED) return random % 5 == 0 ? -INFINITY : 3 * case_uniform(random);

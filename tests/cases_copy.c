@@ -71,7 +71,8 @@ static bool build(int index, int types, Case *c) {
     int64_t shape[MAX_DIMS];
     for (int d = 0; d < r->ndim; d++) shape[d] = r->shape[d];
     bool whole = combos[types].x == DT_I32;
-    CaseTensor *x = case_tensor(c, copy_x, combos[types].x, whole ? FILL_IDS : r->fill, r->ndim, shape);
+    CaseTensor *x =
+        case_tensor(c, copy_x, combos[types].x, whole ? FILL_IDS : r->fill, r->ndim, shape);
     CaseTensor *y = case_tensor(c, copy_y, combos[types].y, FILL_POISON, r->ndim, shape);
     x->amp = 1.5;
     x->range = 1 << 20;

@@ -95,7 +95,8 @@ static bool magnitude(const Oracle *o, const Case *c, const HostTensor *t, int o
     for (int64_t a = 0; a < n[0]; a++)
         for (int64_t i = 0; i < n[2]; i++) {
             double sum = 0;
-            for (int64_t r = 0; r < n[1]; r++) sum += fabs(t[reduce_x].v[(a * n[1] + r) * n[2] + i]);
+            for (int64_t r = 0; r < n[1]; r++)
+                sum += fabs(t[reduce_x].v[(a * n[1] + r) * n[2] + i]);
             double old = c->params.reduce.accumulate ? fabs(t[reduce_y].v[a * n[2] + i]) : 0;
             mag[a * n[2] + i] = alpha * sum + old;
         }

@@ -22,7 +22,8 @@ static TensorRef contiguous_ref(Buffer *buffer, uint64_t offset, const HostTenso
     return r;
 }
 
-static bool oracle_move(Buffer *buffer, const TensorRef *r, double *v, int64_t n, bool up, Error *err) {
+static bool oracle_move(Buffer *buffer, const TensorRef *r, double *v, int64_t n, bool up,
+                        Error *err) {
     uint64_t bytes = (uint64_t)n * 4;
     void *data = mem_new(NULL, bytes);
     bool ok = true;
@@ -80,7 +81,8 @@ static uint64_t place_far(const Case *c, int operand, uint64_t room, uint32_t al
     rig->far = operand;
     rig->steps = t->shape[t->far - 1];
     rig->step_bytes = (uint64_t)t->stride[t->far - 1] * size;
-    uint64_t most = (room - MIN(room, start + rig->image.size + CONFORM_GUARD)) / (uint64_t)rig->steps;
+    uint64_t most =
+        (room - MIN(room, start + rig->image.size + CONFORM_GUARD)) / (uint64_t)rig->steps;
     rig->apart = align_up(MAX(MIN(far, most / align * align), rig->step_bytes), align);
     r->offset = align_up(start, align);
     r->stride[t->far - 1] = (int64_t)(rig->apart / size);
@@ -91,7 +93,8 @@ static uint64_t place_far(const Case *c, int operand, uint64_t room, uint32_t al
 static bool move_far(Conform *cf, const Rig *rig, uint8_t *bytes, bool up, Error *err) {
     bool ok = true;
     for (int64_t i = 0; i < rig->steps && rig->far >= 0 && ok; i++) {
-        uint64_t before = i == 0 ? CONFORM_GUARD : 0, after = i == rig->steps - 1 ? CONFORM_GUARD : 0;
+        uint64_t before = i == 0 ? CONFORM_GUARD : 0,
+                 after = i == rig->steps - 1 ? CONFORM_GUARD : 0;
         uint8_t *at = bytes + rig->image.first[rig->far] + (uint64_t)i * rig->step_bytes - before;
         uint64_t to = rig->call.t[rig->far].offset + (uint64_t)i * rig->apart - before;
         uint64_t n = before + rig->step_bytes + after;
@@ -103,7 +106,8 @@ static bool move_far(Conform *cf, const Rig *rig, uint8_t *bytes, bool up, Error
 bool rig_new(Conform *cf, void *parent, const Case *c, const HostTensor *in, Rig *rig, Error *err) {
     const DeviceInfo *info = dev_info(cf->dev);
     uint32_t align = MAX(info->buffer_align, 4096u);
-    *rig = (Rig){.image = case_image_new(parent, c, in, info->buffer_align), .base = c->base, .far = -1};
+    *rig = (Rig){
+        .image = case_image_new(parent, c, in, info->buffer_align), .base = c->base, .far = -1};
     MemoryStats m = dev_memory(cf->dev); // the pool may be replaced: its memory counts as free
     uint64_t used = m.used - MIN(m.used, cf->pool ? buf_size(cf->pool) : 0);
     uint64_t room = MIN(info->max_buffer, m.budget - MIN(used, m.budget));
@@ -115,7 +119,8 @@ bool rig_new(Conform *cf, void *parent, const Case *c, const HostTensor *in, Rig
         const CaseTensor *t = &c->t[i];
         if (!t->present) continue;
         TensorRef *r = &rig->call.t[i];
-        *r = (TensorRef){.offset = rig->base + rig->image.first[i], .dtype = t->dtype, .ndim = t->ndim};
+        *r = (TensorRef){
+            .offset = rig->base + rig->image.first[i], .dtype = t->dtype, .ndim = t->ndim};
         memcpy(r->shape, t->shape, sizeof r->shape);
         memcpy(r->stride, t->stride, sizeof r->stride);
         if (t->far) size = place_far(c, i, room, align, rig);
@@ -150,7 +155,8 @@ bool rig_run(Conform *cf, void *parent, const Case *c, const Rig *rig, bool repl
         else
             ok = ok && prog_run(prog, NULL, &err);
         uint8_t *to = pass ? again : after->bytes;
-        ok = ok && dev_read(cf->pool, rig->base, to, after->size, &err) && move_far(cf, rig, to, false, &err);
+        ok = ok && dev_read(cf->pool, rig->base, to, after->size, &err) &&
+             move_far(cf, rig, to, false, &err);
     }
     prog_free(prog);
     if (!ok) return run_failed(result, &err);
@@ -281,7 +287,9 @@ static bool truth_new(Conform *cf, void *parent, const Case *c, Truth *truth, Ho
     }
     if (!oracle_run(&cf->oracle, c->op, &c->params, truth->t, err)) return false;
     for (int i = 0; i < info->operand_count; i++) {
-        if ((c->exact >> i & 1) || !in[i].present || !role_writes(info->operand[i].role) || !cases->magnitude) continue;
+        if ((c->exact >> i & 1) || !in[i].present || !role_writes(info->operand[i].role) ||
+            !cases->magnitude)
+            continue;
         HostTensor given[MAX_OPERANDS]; // inputs as given; pure outputs from the oracle
         for (int k = 0; k < MAX_OPERANDS; k++)
             given[k] = k < info->operand_count && role_reads(info->operand[k].role) ? in[k]

@@ -28,8 +28,8 @@ typedef struct ConformOptions {
     const char *name;      // only this case
     bool grad;             // gradient mode instead of values
     bool list;             // report each case as ok without running it
-    // A software Vulkan driver compiles for seconds where others take milliseconds, so by default it
-    // runs f32 in all cases and the other types in every fourth; `all`: every case.
+    // A software Vulkan driver compiles for seconds where others take milliseconds, so by default
+    // it runs f32 in all cases and the other types in every fourth; `all`: every case.
     bool all;
     uint64_t seed;         // 0: CONFORM_SEED
     DeviceOptions options; // for the device under test

@@ -104,12 +104,14 @@ static bool loss(Conform *cf, Grad *g, const HostTensor *x, const double *d, dou
     bool ok = run_forward(cf, g, err);
     *at = saved;
     *out = 0;
-    for (int64_t i = 0; i < g->f[g->y].count && ok; i++) *out += g->in[g->dy].v[i] * g->f[g->y].v[i];
+    for (int64_t i = 0; i < g->f[g->y].count && ok; i++)
+        *out += g->in[g->dy].v[i] * g->f[g->y].v[i];
     mem_free(moved.v);
     return ok;
 }
 
-static bool slope(Conform *cf, Grad *g, const HostTensor *x, const double *d, double *out, Error *err) {
+static bool slope(Conform *cf, Grad *g, const HostTensor *x, const double *d, double *out,
+                  Error *err) {
     const double h = 1.0 / 64;
     double a, b, c, e;
     bool ok = loss(cf, g, x, d, h, &a, err) && loss(cf, g, x, d, -h, &b, err) &&
@@ -159,7 +161,8 @@ static void judge_row(const Grad *g, double **d, const double *want, const Image
                 got += grad[e] * d[i * DIRECTIONS + k][e];
                 norm += grad[e] * grad[e] * fabs(d[i * DIRECTIONS + k][e]);
             }
-            // The last term: rounding of y in the differences (2^-24 / h = 2^-18, in a random walk).
+            // The last term: rounding of y in the differences (2^-24 / h = 2^-18, in a random
+            // walk).
             double error = fabs(got - want[i * DIRECTIONS + k]);
             double limit = 2e-3 * sqrt(norm) + 1e-6 + 0x1p-18 * sqrt(weight) * 4;
             if (error / limit >= r->max_error / (r->limit > 0 ? r->limit : 1)) {
@@ -168,7 +171,8 @@ static void judge_row(const Grad *g, double **d, const double *want, const Image
             }
             if (error <= limit || r->status == CONFORM_FAIL) continue;
             r->status = CONFORM_FAIL;
-            snprintf(r->reason, sizeof r->reason, "%s along direction %d: expected %.9g, found %.9g",
+            snprintf(r->reason, sizeof r->reason,
+                     "%s along direction %d: expected %.9g, found %.9g",
                      op_info[g->c.op].operand[operand].name, k, want[i * DIRECTIONS + k], got);
         }
         mem_free(grad);
@@ -231,7 +235,8 @@ static void adamw_steps(const HostTensor *in, HostTensor *out, double *mag) {
             p -= h[0] * (m / h[5]) / (sqrt(v / h[6]) + h[3]);
             ema = h[8] * ema + (1 - h[8]) * p;
         }
-        out[adamw_p].v[i] = p, out[adamw_m].v[i] = m, out[adamw_v].v[i] = v, out[adamw_ema].v[i] = ema;
+        out[adamw_p].v[i] = p, out[adamw_m].v[i] = m, out[adamw_v].v[i] = v,
+        out[adamw_ema].v[i] = ema;
         mag[i] = 1 + fabs(m) + fabs(g);
     }
 }

@@ -37,7 +37,8 @@ typedef struct Outputs {
 } Outputs;
 
 static Inputs inputs_new(void *mem, uint64_t seed) {
-    Inputs in = {.pixels = (size_t)BATCH * NANO_CHANNELS * (size_t)config.size * (size_t)config.size};
+    Inputs in = {.pixels =
+                     (size_t)BATCH * NANO_CHANNELS * (size_t)config.size * (size_t)config.size};
     in.x = MEM_ARRAY(mem, float, in.pixels);
     in.target = MEM_ARRAY(mem, float, in.pixels);
     in.features = MEM_ARRAY(mem, float, BATCH * NANO_FEATURES);
@@ -165,7 +166,8 @@ static void compare(Model *m, const char *name, const char *types, const float *
     if (!(r.max_error <= limit)) {
         r.status = CONFORM_FAIL;
         snprintf(r.reason, sizeof r.reason,
-                 "expected differences up to %.2g of the typical value, found %.3g", limit, r.max_error);
+                 "expected differences up to %.2g of the typical value, found %.3g", limit,
+                 r.max_error);
     }
     report(m, name, types, &r);
 }
@@ -187,13 +189,15 @@ static void compare_all(Model *m, const char *types, const Setup *s, const Outpu
     }
 }
 
-static void same_bits(Model *m, const char *name, const char *types, const Outputs *a, const Outputs *b) {
+static void same_bits(Model *m, const char *name, const char *types, const Outputs *a,
+                      const Outputs *b) {
     ConformResult r = {.status = CONFORM_OK};
     bool same = !memcmp(a->v, b->v, a->v_count * sizeof *a->v) && !memcmp(&a->loss, &b->loss, 4) &&
                 !memcmp(a->grad, b->grad, a->grad_count * sizeof *a->grad);
     if (!same) {
         r.status = CONFORM_FAIL;
-        snprintf(r.reason, sizeof r.reason, "expected the same bits as the plain run, found others");
+        snprintf(r.reason, sizeof r.reason,
+                 "expected the same bits as the plain run, found others");
     }
     report(m, name, types, &r);
 }
@@ -207,12 +211,14 @@ static const struct { const char *name; DType compute; bool grad; double limit; 
     {"f16", DT_F16, true, 0.01},
 };
 
-static bool against_ref(Model *m, size_t kind, void *mem, const Inputs *in, Outputs *plain, Error *err) {
+static bool against_ref(Model *m, size_t kind, void *mem, const Inputs *in, Outputs *plain,
+                        Error *err) {
     Setup ref, dev;
     Outputs want;
     DeviceOptions one = {.threads = m->o->options.threads};
-    bool ok = setup_open(&ref, "ref", &one, NULL, kinds[kind].compute, kinds[kind].grad, m->seed, err) &&
-              setup_run(&ref, in, mem, &want, err);
+    bool ok =
+        setup_open(&ref, "ref", &one, NULL, kinds[kind].compute, kinds[kind].grad, m->seed, err) &&
+        setup_run(&ref, in, mem, &want, err);
     ok = ok && setup_open(&dev, m->o->device, &m->o->options, NULL, kinds[kind].compute,
                           kinds[kind].grad, m->seed, err);
     if (ok) {
@@ -224,7 +230,8 @@ static bool against_ref(Model *m, size_t kind, void *mem, const Inputs *in, Outp
         Outputs again;
         ok = ok && setup_run(&dev, in, mem, &again, err);
         if (ok) same_bits(m, "replayed", kinds[kind].name, plain, &again);
-        ok = ok && setup_run(&dev, &other, mem, &again, err) && setup_run(&dev, in, mem, &again, err);
+        ok = ok && setup_run(&dev, &other, mem, &again, err) &&
+             setup_run(&dev, in, mem, &again, err);
         if (ok) same_bits(m, "replayed after other inputs", kinds[kind].name, plain, &again);
         ok = ok && run_poison(dev.run, err) && setup_run(&dev, in, mem, &again, err);
         if (ok) same_bits(m, "poisoned arena", kinds[kind].name, plain, &again);
@@ -236,7 +243,12 @@ static bool against_ref(Model *m, size_t kind, void *mem, const Inputs *in, Outp
 
 static bool against_itself(Model *m, size_t kind, void *mem, const Inputs *in, const Outputs *plain,
                            Error *err) {
-    static const struct { const char *name; RunOptions run; double max_submit; uint64_t max_buffer; } ways[] = {
+    static const struct {
+        const char *name;
+        RunOptions run;
+        double max_submit;
+        uint64_t max_buffer;
+    } ways[] = {
         {"memory not shared", {.no_alias = true}, 0, 0},
         {"barriers everywhere", {.all_barriers = true}, 0, 0},
         {"cut into submissions", {0}, 1e-5, 0},

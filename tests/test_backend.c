@@ -23,7 +23,8 @@ static Device *open_or_skip(const char *spec, const DeviceOptions *options) {
     return dev;
 }
 
-static TensorRef tensor(Buffer *buffer, uint64_t offset, DType dtype, int ndim, const int64_t *shape) {
+static TensorRef tensor(Buffer *buffer, uint64_t offset, DType dtype, int ndim,
+                        const int64_t *shape) {
     TensorRef t = {.buffer = buffer, .offset = offset, .dtype = dtype, .ndim = ndim};
     int64_t stride = 1;
     for (int d = ndim - 1; d >= 0; d--) {
@@ -78,7 +79,9 @@ static void gemm_same_y(OpCall *c) { c->t[gemm_y].stride[1] = 0; }
 static void gemm_on_x(OpCall *c) { c->t[gemm_y].offset = 16; }
 static void gemm_act(OpCall *c) { c->params.gemm.act = ACT_COUNT; }
 static void gemm_half_segment(OpCall *c) { c->t[gemm_x2] = c->t[gemm_x]; }
-static void gemm_short_bias(OpCall *c) { c->t[gemm_bias] = tensor(c->t[0].buffer, 16384, DT_F32, DIMS3(1, 1, 7)); }
+static void gemm_short_bias(OpCall *c) {
+    c->t[gemm_bias] = tensor(c->t[0].buffer, 16384, DT_F32, DIMS3(1, 1, 7));
+}
 static void gemm_zero(OpCall *c) { c->t[gemm_x].shape[1] = c->t[gemm_y].shape[1] = 0; }
 static void gemm_huge(OpCall *c) {
     for (int i = 0; i < 2; i++) c->t[gemm_x].shape[i] = c->t[gemm_x].stride[i] = UINT32_MAX;
@@ -90,7 +93,9 @@ static void ewise_extra(OpCall *c) { c->t[ewise_z] = c->t[ewise_y]; }
 static void ewise_kind(OpCall *c) { c->params.ewise.kind = EW_COUNT; }
 static void ewise_shape(OpCall *c) { c->t[ewise_y].shape[1] = 7; }
 static void ewise_shifted(OpCall *c) { c->t[ewise_o].offset = 4; }
-static void ewise_other_strides(OpCall *c) { c->t[ewise_o].offset = 0, c->t[ewise_o].stride[0] = 9; }
+static void ewise_other_strides(OpCall *c) {
+    c->t[ewise_o].offset = 0, c->t[ewise_o].stride[0] = 9;
+}
 static void attn_heads(OpCall *c) { c->t[attn_k].shape[2] = c->t[attn_v].shape[2] = 3; }
 static void attn_lse_type(OpCall *c) { c->t[attn_lse].dtype = DT_BF16; }
 static void attn_keys(OpCall *c) { c->t[attn_v].shape[1] = 5; }
@@ -101,21 +106,33 @@ static const struct {
     OpCall (*call)(Buffer *b);
     void (*spoil)(OpCall *c);
 } refused[] = {
-    {"an output that is missing", gemm_call, gemm_no_y}, {"a wrong rank", gemm_call, gemm_rank},
-    {"lengths of sums that differ", gemm_call, gemm_k}, {"integers", gemm_call, gemm_type},
-    {"the end of the buffer passed", gemm_call, gemm_far}, {"an offset that wraps", gemm_call, gemm_past},
+    {"an output that is missing", gemm_call, gemm_no_y},
+    {"a wrong rank", gemm_call, gemm_rank},
+    {"lengths of sums that differ", gemm_call, gemm_k},
+    {"integers", gemm_call, gemm_type},
+    {"the end of the buffer passed", gemm_call, gemm_far},
+    {"an offset that wraps", gemm_call, gemm_past},
     {"an offset inside an element", gemm_call, gemm_unaligned},
     {"a strided last dimension", gemm_call, gemm_strided},
-    {"an output broadcast", gemm_call, gemm_same_y}, {"an output on an input", gemm_call, gemm_on_x},
-    {"an unknown activation", gemm_call, gemm_act}, {"x2 without w2", gemm_call, gemm_half_segment},
-    {"a bias of another length", gemm_call, gemm_short_bias}, {"an empty tensor", gemm_call, gemm_zero},
-    {"a size that overflows", gemm_call, gemm_huge}, {"a negative stride", gemm_call, gemm_negative},
-    {"seven dimensions", gemm_call, gemm_dims}, {"an input too few", add_call, ewise_missing},
-    {"an input too many", add_call, ewise_extra}, {"an unknown kind", add_call, ewise_kind},
-    {"shapes that differ", add_call, ewise_shape}, {"an output shifted on its input", add_call, ewise_shifted},
+    {"an output broadcast", gemm_call, gemm_same_y},
+    {"an output on an input", gemm_call, gemm_on_x},
+    {"an unknown activation", gemm_call, gemm_act},
+    {"x2 without w2", gemm_call, gemm_half_segment},
+    {"a bias of another length", gemm_call, gemm_short_bias},
+    {"an empty tensor", gemm_call, gemm_zero},
+    {"a size that overflows", gemm_call, gemm_huge},
+    {"a negative stride", gemm_call, gemm_negative},
+    {"seven dimensions", gemm_call, gemm_dims},
+    {"an input too few", add_call, ewise_missing},
+    {"an input too many", add_call, ewise_extra},
+    {"an unknown kind", add_call, ewise_kind},
+    {"shapes that differ", add_call, ewise_shape},
+    {"an output shifted on its input", add_call, ewise_shifted},
     {"in place with other strides", add_call, ewise_other_strides},
-    {"heads that no group divides", attn_call, attn_heads}, {"an lse in bf16", attn_call, attn_lse_type},
-    {"keys and values of other lengths", attn_call, attn_keys}, {"an unknown op", add_call, op_number},
+    {"heads that no group divides", attn_call, attn_heads},
+    {"an lse in bf16", attn_call, attn_lse_type},
+    {"keys and values of other lengths", attn_call, attn_keys},
+    {"an unknown op", add_call, op_number},
 };
 
 static void test_refusals(void **state) {
@@ -262,7 +279,8 @@ static bool all_done(const char *spec, int n, Error *err) {
     float ones[64];
     for (int i = 0; i < 64; i++) ones[i] = 1;
     ProgramStep steps[2];
-    bool ok = b && dev_write(b, 0, ones, sizeof ones, err) && dev_write(b, 4096, ones, sizeof ones, err);
+    bool ok =
+        b && dev_write(b, 0, ones, sizeof ones, err) && dev_write(b, 4096, ones, sizeof ones, err);
     if (ok) steps[0].call = steps[1].call = add_call(b);
     steps[0].barrier = steps[1].barrier = true;
     Program *prog = ok ? prog_new(dev, steps, 2, err) : NULL;
@@ -474,7 +492,8 @@ static void test_rows(void **state) {
         assert_true(dev_row_for(dev, &c, why) >= 0);
         for (int row = 0; row < count; row++) {
             for (int other = 0; other < row; other++)
-                assert_string_not_equal(dev_row_name(dev, OP_EWISE, row), dev_row_name(dev, OP_EWISE, other));
+                assert_string_not_equal(dev_row_name(dev, OP_EWISE, row),
+                                        dev_row_name(dev, OP_EWISE, other));
             c.row = dev_row_name(dev, OP_EWISE, row);
             int got = dev_row_for(dev, &c, why);
             assert_int_equal(got, dev_row_fits(dev, row, &c, NULL) ? row : -1);

@@ -93,7 +93,8 @@ static void test_seeds(void **state) {
     (void)state;
     run("cpu", &(ConformOptions){.op = "attn", .type = "f32", .seed = 7}, NULL, 0, 30);
     Count count = {0};
-    ConformOptions o = {.device = "ref", .op = "norm", .name = "layer 3x5x17", .report = report, .user = &count};
+    ConformOptions o = {
+        .device = "ref", .op = "norm", .name = "layer 3x5x17", .report = report, .user = &count};
     ConformTotals a, b;
     Error err = {0};
     assert_true(conform_run(&o, &a, &err));
@@ -103,7 +104,8 @@ static void test_seeds(void **state) {
 }
 
 // The oracle itself, against numbers worked out by hand.
-static void one(Device *dev, OpId op, OpParams p, HostTensor *t, int out, const double *want, int n) {
+static void one(Device *dev, OpId op, OpParams p, HostTensor *t, int out, const double *want,
+                int n) {
     Error err = {0};
     Oracle oracle = {dev};
     if (!oracle_run(&oracle, op, &p, t, &err)) fail_msg("%s: %s", op_info[op].name, err.text);
@@ -165,8 +167,10 @@ static void test_oracle_by_hand(void **state) {
 // Names that match nothing are refused, not passed.
 static void test_refusals(void **state) {
     (void)state;
-    const ConformOptions wrong[] = {{.device = "ref", .op = "gem"}, {.device = "ref", .row = "none"},
-                                    {.device = "ref", .type = "f99"}, {.device = "ref", .name = "no such case"},
+    const ConformOptions wrong[] = {{.device = "ref", .op = "gem"},
+                                    {.device = "ref", .row = "none"},
+                                    {.device = "ref", .type = "f99"},
+                                    {.device = "ref", .name = "no such case"},
                                     {.device = "toaster"}};
     for (size_t i = 0; i < COUNT_OF(wrong); i++) {
         ConformTotals totals;

@@ -31,7 +31,8 @@ static bool write_inputs(Plan *plan, Tensor *const *in, int count, Error *err) {
 }
 
 // `gradients`: the loss and d loss / d each weight too.
-static bool measure(Bench *b, int64_t batch, DType type, bool gradients, BenchResult *r, Error *err) {
+static bool measure(Bench *b, int64_t batch, DType type, bool gradients, BenchResult *r,
+                    Error *err) {
     void *mem = mem_new(NULL, 1);
     NanoConfig config = nano_default();
     Store *store = store_new(mem, b->dev);

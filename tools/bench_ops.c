@@ -119,12 +119,15 @@ static const struct {
     {"large", OP_GEMM, {.m = 512, .n = 4096, .k = 1024}, false, false, 0},
     {"large bf16", OP_GEMM, {.m = 1024, .n = 1024, .k = 1024, .type = DT_BF16}, false, false, 0},
     {"large f16", OP_GEMM, {.m = 1024, .n = 1024, .k = 1024, .type = DT_F16}, false, false, 0},
-    {"nano attention", OP_ATTN, {.batch = 64, .tokens = 64, .heads = 6, .dim = 32}, false, false, 0},
+    {"nano attention", OP_ATTN, {.batch = 64, .tokens = 64, .heads = 6, .dim = 32}, false, false,
+     0},
     {"attention", OP_ATTN, {.tokens = 1024, .heads = 8, .dim = 64}, false, false, 0},
-    {"nano attention gradient", OP_ATTN_BWD, {.batch = 64, .tokens = 64, .heads = 6, .dim = 32}, false, false, 0},
+    {"nano attention gradient", OP_ATTN_BWD, {.batch = 64, .tokens = 64, .heads = 6, .dim = 32},
+     false, false, 0},
     {"nano norm", OP_NORM, {.batch = 64, .rows = 64, .channels = 192}, false, false, 0},
     {"norm", OP_NORM, {.rows = 4096, .channels = 1024}, false, false, 0},
-    {"nano norm gradient", OP_NORM_BWD, {.batch = 64, .rows = 64, .channels = 192}, false, false, 0},
+    {"nano norm gradient", OP_NORM_BWD, {.batch = 64, .rows = 64, .channels = 192}, false, false,
+     0},
     {"nano gelu", OP_EWISE, {.rows = 4096, .channels = 768}, false, false, 0},
     {"nano bias gradient", OP_REDUCE, {.rows = 4096, .channels = 768}, false, false, 0},
     {"copy", OP_COPY, {.rows = 4096, .channels = 4096}, false, false, 0},
@@ -149,7 +152,9 @@ static void size_text(const Case *c, char out[64]) {
     size_t n = 0;
     if (c->op == OP_GEMM) {
         const GemmParams *p = &c->params.gemm;
-        n = t[gemm_y].shape[0] > 1 ? (size_t)snprintf(out, 64, "%lldx ", (long long)t[gemm_y].shape[0]) : 0;
+        n = t[gemm_y].shape[0] > 1
+                ? (size_t)snprintf(out, 64, "%lldx ", (long long)t[gemm_y].shape[0])
+                : 0;
         snprintf(out + n, 64 - n, "%lldx%lldx%lld%s", (long long)t[gemm_y].shape[1],
                  (long long)t[gemm_y].shape[2], (long long)t[gemm_x].shape[p->trans_x ? 1 : 2],
                  p->trans_x ? " tt" : p->act ? " +act" : t[gemm_bias].present ? " +bias" : "");
@@ -232,7 +237,8 @@ static bool timed(Device *dev, const OpCall *call, int steps, int runs, double *
     return true;
 }
 
-static bool measure(Device *dev, const OpCall *call, double *seconds, const Cancel *cancel, Error *err) {
+static bool measure(Device *dev, const OpCall *call, double *seconds, const Cancel *cancel,
+                    Error *err) {
     double first;
     if (!timed(dev, call, 1, 1, &first, cancel, err)) return false;
     int steps = (int)(RUN_SECONDS / MAX(first, 1e-7));
@@ -270,7 +276,8 @@ bool bench_run(Bench *b, Device *dev, const Case *c, const char *row, BenchResul
 }
 
 // The fastest row for c; 0 where none fits.
-static bool best_row(Bench *b, Device *dev, const Case *c, double *gflops, double *gbps, Error *err) {
+static bool best_row(Bench *b, Device *dev, const Case *c, double *gflops, double *gbps,
+                     Error *err) {
     *gflops = *gbps = 0;
     for (int row = 0; row < dev_row_count(dev, c->op); row++) {
         const char *name = dev_row_name(dev, c->op, row);
@@ -292,7 +299,8 @@ bool bench_peak(Bench *b, DType type, Error *err) {
     b->peak.of = host == b->dev ? "its own best rows" : "the best rows of device cpu";
     bench_case(OP_GEMM, &(BenchSize){.m = 1024, .type = type}, &product, err);
     bench_case(OP_COPY, &(BenchSize){.rows = 4096, .channels = 4096}, &copy, err);
-    if (b->peak.gflops[type] == 0 && !best_row(b, host, &product, &b->peak.gflops[type], &none, err))
+    if (b->peak.gflops[type] == 0 &&
+        !best_row(b, host, &product, &b->peak.gflops[type], &none, err))
         return false;
     return b->peak.gbps > 0 || best_row(b, host, &copy, &none, &b->peak.gbps, err);
 }

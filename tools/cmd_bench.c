@@ -82,10 +82,12 @@ static bool print_result(Bench *b, const char *what, const BenchResult *r, Error
 
 static bool head(Bench *b, Error *err) {
     if (b->cmd->common->json) return true;
-    return cmd_print(err, "%s (%s): peak %.1f GFLOP/s f32, %.1f GB/s (%s)\n%-26s %-9s %-22s %-5s "
-                     "%-16s %11s %9s %8s %9s %s\n", dev_info(b->dev)->id, dev_info(b->dev)->name,
-                     b->peak.gflops[DT_F32], b->peak.gbps, b->peak.of, "what", "op", "size", "type", "row",
-                     "ms", "GFLOP/s", "GB/s", "of peak", "of OpenBLAS");
+    return cmd_print(err,
+                     "%s (%s): peak %.1f GFLOP/s f32, %.1f GB/s (%s)\n%-26s %-9s %-22s %-5s "
+                     "%-16s %11s %9s %8s %9s %s\n",
+                     dev_info(b->dev)->id, dev_info(b->dev)->name, b->peak.gflops[DT_F32],
+                     b->peak.gbps, b->peak.of, "what", "op", "size", "type", "row", "ms", "GFLOP/s",
+                     "GB/s", "of peak", "of OpenBLAS");
 }
 
 // OpenBLAS's own sgemm of the same size and layout, right after: both see the same machine.
@@ -107,11 +109,15 @@ static bool beside_openblas(Bench *b, const Case *c, BenchResult *r, Error *err)
 static bool one(Bench *b, const char *what, const Case *c, const char *row, Error *err) {
     BenchResult r;
     bool fits;
-    if (!bench_peak(b, c->t[0].dtype, err) || !bench_run(b, b->dev, c, row, &r, &fits, err)) return false;
+    if (!bench_peak(b, c->t[0].dtype, err) || !bench_run(b, b->dev, c, row, &r, &fits, err))
+        return false;
     if (!fits) {
         if (row)
-            return err_failed(err, "bench: expected a row of %s that takes this size and type, found %s; "
-                              "`kiln devices -v` names the rows", dev_info(b->dev)->id, row);
+            return err_failed(
+                err,
+                "bench: expected a row of %s that takes this size and type, found %s; "
+                "`kiln devices -v` names the rows",
+                dev_info(b->dev)->id, row);
         log_msg(b->cmd->log, LOG_WARN, "%s %s %s: no kernel row, skipped", r.op, r.size, r.type);
         return true;
     }
@@ -126,7 +132,9 @@ static bool run_all(Bench *b, const BenchValues *v, const BenchSize *size, Error
         BenchResult r[BENCH_MODEL_RESULTS];
         int count;
         int64_t batch = v->batch ? v->batch : 64;
-        if (!bench_peak(b, size->type, err) || !bench_model(b, v->model, batch, size->type, r, &count, err)) return false;
+        if (!bench_peak(b, size->type, err) ||
+            !bench_model(b, v->model, batch, size->type, r, &count, err))
+            return false;
         for (int i = 0; i < count; i++)
             if (!print_result(b, "model", &r[i], err)) return false;
         return true;
@@ -147,12 +155,16 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
     bool sized = v->m || v->n || v->k || v->tokens || v->keys || v->heads || v->dim || v->rows ||
                  v->channels || v->row;
     if (sized && !v->op)
-        return cmd_usage(cmd, err, "expected --op with a size or --row, found none; give --op NAME");
+        return cmd_usage(cmd, err,
+                         "expected --op with a size or --row, found none; give --op NAME");
     if (strcmp(v->precision, "f32") == 0 && strcmp(v->type, "f32") != 0)
-        return cmd_usage(cmd, err, "--precision f32: expected --type f32 beside it, found %s", v->type);
-    if (v->op && v->model) return cmd_usage(cmd, err, "expected --op or --model, found both; give one");
+        return cmd_usage(cmd, err, "--precision f32: expected --type f32 beside it, found %s",
+                         v->type);
+    if (v->op && v->model)
+        return cmd_usage(cmd, err, "expected --op or --model, found both; give one");
     if (((v->width && v->width != 32) || (v->height && v->height != 32)) && v->model)
-        return cmd_usage(cmd, err, "--width and --height: expected 32 (nano), found another number; "
+        return cmd_usage(cmd, err,
+                         "--width and --height: expected 32 (nano), found another number; "
                          "leave them out");
     BenchSize size = {v->batch, v->m, v->n, v->k, v->tokens, v->keys, v->heads, v->dim, v->rows,
                       v->channels, DT_F32};
@@ -178,10 +190,11 @@ const Command cmd_bench = {
             "matrix products, `of OpenBLAS` compares with one call of OpenBLAS's sgemm of the same "
             "size on this CPU, measured right after. Without options: a table over the shapes of "
             "Nano-Sora's training and larger ones.",
-    .examples = "kiln bench --device cpu\n"
-                "kiln bench --device vulkan --op gemm --m 512 --n 4096 --k 4096\n"
-                "kiln bench --device vulkan --op attn --tokens 1024 --heads 8 --dim 64 --type bf16\n"
-                "kiln bench --model nano --batch 64",
+    .examples =
+        "kiln bench --device cpu\n"
+        "kiln bench --device vulkan --op gemm --m 512 --n 4096 --k 4096\n"
+        "kiln bench --device vulkan --op attn --tokens 1024 --heads 8 --dim 64 --type bf16\n"
+        "kiln bench --model nano --batch 64",
     COMMAND_OPTIONS(BenchValues, options),
     .common_offset = offsetof(BenchValues, common),
     .run = run,

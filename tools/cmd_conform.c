@@ -89,11 +89,12 @@ static void report(void *user, const ConformResult *r) {
     } else if (sink->values->list) {
         ok = cmd_print(sink->err, "%-9s %-12s %s\n", r->op, r->types, r->name);
     } else if (r->status != CONFORM_OK || common->verbose) {
-        ok = cmd_print(sink->err, "%s %s %s%s%s '%s'%s%s%s", status_line[r->status], r->device, r->op,
-                       r->row[0] ? " " : "", r->row, r->name, r->types[0] ? " [" : "", r->types,
-                       r->types[0] ? "]" : "");
+        ok = cmd_print(sink->err, "%s %s %s%s%s '%s'%s%s%s", status_line[r->status], r->device,
+                       r->op, r->row[0] ? " " : "", r->row, r->name, r->types[0] ? " [" : "",
+                       r->types, r->types[0] ? "]" : "");
         if (ok && r->status != CONFORM_SKIP && r->limit > 0)
-            ok = cmd_print(sink->err, " error %.3g of %.3g, nmse %.2g", r->max_error, r->limit, r->nmse);
+            ok = cmd_print(sink->err, " error %.3g of %.3g, nmse %.2g", r->max_error, r->limit,
+                           r->nmse);
         ok = ok && cmd_print(sink->err, r->reason[0] ? ": %s\n" : "%s\n", r->reason);
     }
     sink->broken = !ok;
@@ -107,12 +108,20 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
                          "--list beside it, found one; give one of the two");
     bool f32 = strcmp(v->precision, "f32") == 0;
     if (f32 && v->type && strcmp(v->type, "f32") != 0)
-        return cmd_usage(cmd, err, "--precision f32: expected no --type but f32 beside it, found %s",
-                         v->type);
-    ConformOptions o = {.device = cmd->common->device, .op = v->op, .type = f32 ? "f32" : v->type, .row = v->row,
-                        .name = v->name, .grad = v->grad, .list = v->list, .all = v->all,
+        return cmd_usage(
+            cmd, err, "--precision f32: expected no --type but f32 beside it, found %s", v->type);
+    ConformOptions o = {.device = cmd->common->device,
+                        .op = v->op,
+                        .type = f32 ? "f32" : v->type,
+                        .row = v->row,
+                        .name = v->name,
+                        .grad = v->grad,
+                        .list = v->list,
+                        .all = v->all,
                         .seed = cmd_given(cmd, "seed") ? v->seed : 0,
-                        .options = cmd_device_options(cmd), .report = report, .user = &sink,
+                        .options = cmd_device_options(cmd),
+                        .report = report,
+                        .user = &sink,
                         .cancel = &cmd->cancel};
     ConformTotals totals = {0};
     bool ok = v->model ? conform_model(&o, v->model, &totals, err) : conform_run(&o, &totals, err);
@@ -123,8 +132,10 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
     fprintf(out, "%d passed, %d failed, %d skipped (seed %llu)\n", totals.passed, totals.failed,
             totals.skipped, (unsigned long long)(o.seed ? o.seed : CONFORM_SEED));
     if (stopped || totals.failed == 0) return ok;
-    return err_failed(err, "conform: expected every case of %s to agree with the reference, found %d "
-                      "that do not; see the lines above", cmd->common->device, totals.failed);
+    return err_failed(err,
+                      "conform: expected every case of %s to agree with the reference, found %d "
+                      "that do not; see the lines above",
+                      cmd->common->device, totals.failed);
 }
 
 const Command cmd_conform = {

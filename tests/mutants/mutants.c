@@ -33,7 +33,8 @@ static void report(void *user, const ConformResult *r) {
     if (r->status != CONFORM_FAIL || !strncmp(r->name, "coverage", 8)) return;
     long long wrong = 0;
     const char *count = strchr(r->reason, ':');
-    if (count && sscanf(count, ": %lld of", &wrong) == 1 && wrong > caught->wrong) caught->wrong = wrong;
+    if (count && sscanf(count, ": %lld of", &wrong) == 1 && wrong > caught->wrong)
+        caught->wrong = wrong;
     if (!caught->cases++) snprintf(caught->reason, sizeof caught->reason, "%s", r->reason);
 }
 

@@ -11,7 +11,9 @@
 
 #include "backend/os.h"
 
-typedef struct Mutant { char name[64], set[16], op[32], where[80], file[128], from[256], to[256]; } Mutant;
+typedef struct Mutant {
+    char name[64], set[16], op[32], where[80], file[128], from[256], to[256];
+} Mutant;
 enum { MAX_MUTANTS = 128 };
 
 static void take(char *to, size_t size, const char *line, const char *key) {
@@ -71,7 +73,8 @@ static char *source(const char *root, const char *out, const char *file) {
 static bool put(const char *out, const char *file, const char *text) {
     Error err = {0};
     char *path = os_path_join(NULL, out, file);
-    bool ok = os_make_dirs(os_dir_name(path, path), &err) && os_write_file(path, text, strlen(text), &err);
+    bool ok = os_make_dirs(os_dir_name(path, path), &err) &&
+              os_write_file(path, text, strlen(text), &err);
     if (!ok) err_print(&err, stderr);
     mem_free(path);
     return ok;
@@ -85,7 +88,8 @@ int main(int argc, char **argv) {
     bool ok = count > 0, single = !strcmp(set, "ref");
     for (int i = 0; i < count; i++) { // from the sources, not from an earlier run
         char *path = os_path_join(NULL, out, m[i].file);
-        if (!single && !strcmp(m[i].set, set) && os_path_kind(path) == PATH_FILE) ok = ok && os_remove(path, NULL);
+        if (!single && !strcmp(m[i].set, set) && os_path_kind(path) == PATH_FILE)
+            ok = ok && os_remove(path, NULL);
         mem_free(path);
     }
     char *header = mem_strdup(NULL, "// Made by mutate from tests/mutants/mutants.txt.\n");
@@ -98,16 +102,16 @@ int main(int argc, char **argv) {
             fprintf(stderr, "mutants.txt: %s: expected its line once in %s, found another number; "
                     "write the line as it is now\n", m[i].name, m[i].file);
         if (single) {
-            char *renamed = mem_printf(NULL, "#define ref_%s mutant_%s\n#line 1 \"%s\"\n%s", m[i].op,
-                                       m[i].name, m[i].file, text);
+            char *renamed = mem_printf(NULL, "#define ref_%s mutant_%s\n#line 1 \"%s\"\n%s",
+                                       m[i].op, m[i].name, m[i].file, text);
             char *file = mem_printf(renamed, "%s.c", m[i].name);
             ok = put(out, file, renamed);
             mem_free(renamed);
         } else {
             ok = put(out, m[i].file, text);
         }
-        char *more = mem_printf(NULL, "%sMUTANT(%s, \"%s\", \"%s\", %d)\n", header, m[i].name, m[i].op,
-                                m[i].where, applied);
+        char *more = mem_printf(NULL, "%sMUTANT(%s, \"%s\", \"%s\", %d)\n", header, m[i].name,
+                                m[i].op, m[i].where, applied);
         mem_free(header);
         header = more;
         mem_free(text);
