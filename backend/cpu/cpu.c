@@ -24,7 +24,8 @@ enum { ROWS_MAX = 16 }; // per op
 
 typedef struct CpuState {
     Cpu cpu;
-    const CpuRow *rows[OP_COUNT][ROWS_MAX]; // those this processor can run; the oracle stands after them
+    // The rows this processor can run; the oracle stands after them.
+    const CpuRow *rows[OP_COUNT][ROWS_MAX];
     int row_count[OP_COUNT];
     ARRAY(Program *) queue; // submitted, not run yet
 } CpuState;

@@ -18,6 +18,7 @@ int pool_threads(const Pool *pool);
 // Calls run(arg, part, thread) for each part in 0..parts-1 and returns when all are done; thread is
 // in 0..pool_threads-1 and names a scratch space that no other running part uses. Not reentrant;
 // one caller at a time.
-void pool_run(Pool *pool, int64_t parts, void (*run)(void *arg, int64_t part, int thread), void *arg);
+void pool_run(Pool *pool, int64_t parts, void (*run)(void *arg, int64_t part, int thread),
+              void *arg);
 
 #endif

@@ -18,7 +18,8 @@ void ref_attn(const OpCall *c) {
                 for (int64_t d = 0; d < D; d++) row[d] = view_get(&q, b, t, h, d);
                 for (int64_t s = 0; s < S; s++) {
                     double dot = 0;
-                    for (int64_t d = 0; d < D; d++) dot += row[d] * view_get(&k, b, s, h / group, d);
+                    for (int64_t d = 0; d < D; d++)
+                        dot += row[d] * view_get(&k, b, s, h / group, d);
                     w[s] = dot * scale + (mask.data ? view_get(&mask, b, h, t, s) : 0);
                     if (p->causal && s > t + S - T) w[s] = -INFINITY;
                     if (w[s] > max) max = w[s];

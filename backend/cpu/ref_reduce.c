@@ -16,7 +16,8 @@ void ref_reduce(const OpCall *c) {
                 if (!isfinite(v)) bad = 1;
             }
             if (p->kind == REDUCE_SUM)
-                view_put(&y, 0, a, 0, i, (p->accumulate ? view_get(&y, 0, a, 0, i) : 0) + alpha * sum);
+                view_put(&y, 0, a, 0, i,
+                         (p->accumulate ? view_get(&y, 0, a, 0, i) : 0) + alpha * sum);
         }
     if (p->kind == REDUCE_NONFINITE)
         view_put(&y, 0, 0, 0, 0, p->accumulate && view_get(&y, 0, 0, 0, 0) != 0 ? 1 : bad);

@@ -120,7 +120,8 @@ static void blas_direct(const Segment *s, const GemmPart *p, bool add) {
 }
 
 // The same for any types and strides: panels of both operands converted to f32.
-static void blas_panels(const GemmJob *j, const Segment *s, const GemmPart *p, bool add, int thread) {
+static void blas_panels(const GemmJob *j, const Segment *s, const GemmPart *p, bool add,
+                        int thread) {
     float *x = (float *)((char *)cpu_scratch(j->cpu, thread) + ACC_BYTES);
     float *w = x + j->mb * PANEL;
     for (int64_t k0 = 0; k0 < s->K; k0 += PANEL) {

@@ -30,7 +30,9 @@ typedef struct AmxJob {
 } AmxJob;
 
 // ---- packing ----------------------------------------------------------------------------------
-static __mmask16 first16(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1 << n) - 1); }
+static __mmask16 first16(int64_t n) {
+    return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1 << n) - 1);
+}
 static __mmask32 first32(int64_t n) {
     return n >= 32 ? 0xffffffff : n <= 0 ? 0 : ((__mmask32)1 << n) - 1;
 }
@@ -46,15 +48,16 @@ INLINE __m512i pairs(const uint16_t *p, int64_t stride, int64_t cols, int64_t ro
 // A tile from `rows` rows of `n` numbers along k, as they lie; what is missing to 16 and 32 is 0.
 static void rows_tile(uint16_t *to, const uint16_t *from, int64_t stride, int64_t rows, int64_t n) {
     for (int64_t i = 0; i < 16; i++)
-        _mm512_storeu_si512(to + i * STEP, i < rows ? _mm512_maskz_loadu_epi16(first32(n), from + i * stride)
-                                                    : _mm512_setzero_si512());
+        _mm512_storeu_si512(to + i * STEP,
+                            i < rows ? _mm512_maskz_loadu_epi16(first32(n), from + i * stride)
+                                     : _mm512_setzero_si512());
 }
 
 // Tiles whose row i is pair i of k, from k rows of `cols` contiguous columns: [panels][steps][2
 // tiles], panels `panel` elements apart. Whole rows are read in turn: columns are far apart in
 // memory, a column at a time would miss the cache at every step.
-static void pairs_tiles(uint16_t *to, int64_t panel, const uint16_t *from, int64_t stride, int64_t k,
-                        int64_t cols) {
+static void pairs_tiles(uint16_t *to, int64_t panel, const uint16_t *from, int64_t stride,
+                        int64_t k, int64_t cols) {
     for (int64_t i = 0; i < (int64_t)align_up((uint64_t)k, STEP); i += 2, from += 2 * stride) {
         uint16_t *row = to + i / STEP * 2 * TILE + i % STEP / 2 * STEP;
         for (int64_t n = 0; n < cols; n += SIDE, row += panel) {
@@ -70,8 +73,8 @@ static void transpose_tile(uint16_t *tile) { // pairs as single 32-bit elements
 }
 
 // Columns n0.. of w and a run of k as tiles: [panels][steps][2 tiles], panels `panel` apart.
-static void pack_w(const AmxJob *j, uint16_t *to, int64_t panel, int64_t n0, int64_t cols, int64_t k0,
-                   int64_t k) {
+static void pack_w(const AmxJob *j, uint16_t *to, int64_t panel, int64_t n0, int64_t cols,
+                   int64_t k0, int64_t k) {
     const Segment *s = &j->gemm.seg[0];
     const uint16_t *w =
         (const uint16_t *)(void *)gemm_at(s->w, j->batch * s->wb + n0 * s->wn + k0 * s->wk);
@@ -168,8 +171,8 @@ TILES static void micro(float *c, int64_t ld, const char *x, const char *x2, int
 
 // Rows m0.. (at most 32) of a part for one block of k; tiles: packed x, NULL where it is read as it
 // lies.
-static void strip(const AmxJob *j, const GemmPart *p, int64_t m0, int64_t k0, float *acc, int64_t ld,
-                  const uint16_t *tiles, const uint16_t *w, int64_t panel) {
+static void strip(const AmxJob *j, const GemmPart *p, int64_t m0, int64_t k0, float *acc,
+                  int64_t ld, const uint16_t *tiles, const uint16_t *w, int64_t panel) {
     const Segment *s = &j->gemm.seg[0];
     int64_t steps = (MIN(KB, s->K - k0) + STEP - 1) / STEP;
     const char *x = (const char *)tiles, *x2 = x + 2 * TILE;
@@ -232,8 +235,10 @@ bool fits_gemm_amx(const OpCall *c, char why[128]) {
     const Segment *s = &j.seg[0];
     const char *reason = NULL;
     if (j.segments > 1) reason = "a second product";
-    else if (s->x->dtype != DT_BF16 || s->w->dtype != DT_BF16) reason = "operands that are not all bf16";
-    else if ((s->xk != 1 && s->xr != 1) || (s->wk != 1 && s->wn != 1)) reason = "strides without a 1";
+    else if (s->x->dtype != DT_BF16 || s->w->dtype != DT_BF16)
+        reason = "operands that are not all bf16";
+    else if ((s->xk != 1 && s->xr != 1) || (s->wk != 1 && s->wn != 1))
+        reason = "strides without a 1";
     else if (ref_has(&t[gemm_gate]) && ref_dim(&t[gemm_gate], 5) != j.N)
         reason = "a gate that broadcasts over columns";
     if (reason) snprintf(why, 128, "%s", reason);

@@ -190,14 +190,13 @@ typedef struct GradBlocks {
 } GradBlocks;
 
 // Scores to P (in p) and dS (in dp) for query row i of the block.
-static void grad_row(const AttnJob *j, GradBlocks *g, int64_t i, int64_t n) {
+static void grad_row(GradBlocks *g, int64_t i, int64_t n) {
     float *p = g->p + i * KB, *dp = g->dp + i * KB;
     for (int64_t k = 0; k < n; k += W) {
         vf w = g->lse[i] == -INFINITY ? vset(0) : vexp(vload(p + k) - g->lse[i]);
         vstore(p + k, w);
         vstore(dp + k, w * (vload(dp + k) - g->delta[i]));
     }
-    (void)j;
 }
 
 static void grad_block(const AttnJob *j, GradBlocks *g, int64_t b, int64_t h, int64_t q0,
@@ -209,7 +208,8 @@ static void grad_block(const AttnJob *j, GradBlocks *g, int64_t b, int64_t h, in
     load_rows(g->y, &t[attn_bwd_y], b, q0, h, nq, 1);
     for (int64_t i = 0; i < nq; i++) {
         vf sum = vset(0);
-        for (int64_t d = 0; d < ld; d += W) sum += vload(g->dy + i * ld + d) * vload(g->y + i * ld + d);
+        for (int64_t d = i * ld; d < (i + 1) * ld; d += W)
+            sum += vload(g->dy + d) * vload(g->y + d);
         g->delta[i] = vsum(sum);
         g->lse[i] = *(float *)at(lse, b * stride_of(lse, 3) + h * stride_of(lse, 4) + q0 + i);
     }
@@ -226,7 +226,7 @@ static void grad_block(const AttnJob *j, GradBlocks *g, int64_t b, int64_t h, in
         mm(g->dp, KB, g->dy, ld, 1, g->vt, KB, nq, pad(nk), j->D, false);
         for (int64_t i = 0; i < nq; i++) {
             mask_row(j, &t[attn_bwd_mask], b, h, q0 + i, k0, nk, g->p + i * KB);
-            grad_row(j, g, i, pad(nk));
+            grad_row(g, i, pad(nk));
         }
         mm(g->dv + k0 * ld, ld, g->p, 1, KB, g->dy, ld, nk, ld, nq, true);
         mm(g->dk + k0 * ld, ld, g->dp, 1, KB, g->q, ld, nk, ld, nq, true);

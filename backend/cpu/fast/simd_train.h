@@ -84,7 +84,7 @@ static void reduce_nonfinite(Cpu *cpu, ReduceJob *j) {
     float *y = (float *)at(&j->c->t[reduce_y], 0);
     if (j->R == 1) j->R = j->A, j->sr = j->sa, j->A = 1;
     else if (j->A == 1 || j->sa == j->R * j->sr) j->R *= j->A, j->A = 1;
-    if (j->A == 1 && (j->sr == j->C || j->R == 1)) { // flat: rows of a chunk each, the last one apart
+    if (j->A == 1 && (j->sr == j->C || j->R == 1)) { // flat: rows of a chunk each
         int64_t n = j->R * j->C;
         j->R = n / REDUCE_FLAT, j->C = j->sr = REDUCE_FLAT, j->rows = j->blocks = 1;
         if (j->R) j->blocks = j->R, pool_run(cpu->pool, j->R, nonfinite_part, j);

@@ -132,8 +132,7 @@ INLINE const float *row_view(float *tmp, DType type, const void *from, int64_t n
     return tmp;
 }
 
-// Runs BODY for i = 0, W, 2W, ... with v_i vectors loaded by LOADV(p); the tail (n % W elements)
-// passes through padded copies, so nothing outside the rows is touched.
+// The tail of a row (n % W elements) passes through padded copies: nothing outside is touched.
 INLINE vf vload_n(const float *p, int64_t n) { // n < W elements, the rest 0
     float t[W] = {0};
     for (int64_t i = 0; i < n; i++) t[i] = p[i];
