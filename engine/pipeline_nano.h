@@ -13,7 +13,7 @@
 typedef enum { NOISE_TORCH, NOISE_CUDA } NoiseKind;
 
 enum { NANO_MAX_PICTURES = 10000, NANO_STAGE_PICTURES = 20, NANO_DEFAULT_STEPS = 50 };
-#define NANO_DEFAULT_CFG 3.0
+#define NANO_DEFAULT_CFG 4.0
 
 typedef struct NanoProgress {
     int done, total; // steps, of all parts of the request

@@ -76,7 +76,7 @@ static const Option options[] = {
     {.name = "schedule", .kind = OPT_CHOICE, FIELD(Values, schedule), .choice_at = schedule_name,
      .value = "NAME", .says = "the model's", .help = "Times at which the model is asked."},
     {.name = "cfg-scale", .kind = OPT_NUMBER, FIELD(Values, cfg_scale), .value = "SCALE", .min = 0,
-     .max = 100, .says = "the model's (nano: 3)",
+     .max = 100, .says = "the model's (nano: 4)",
      .help = "Classifier-free guidance; 1: none, in half the time."},
     {.name = "rng", .kind = OPT_CHOICE, FIELD(Values, rng), .choices = "torch,cuda",
      .value = "KIND",

@@ -39,7 +39,7 @@ static const Option options[] = {
      .max = SCHEDULE_MAX_STEPS, .fallback = "50",
          .help = "Sampling steps; memory does not depend on them."},
     {.name = "cfg-scale", .kind = OPT_NUMBER, FIELD(Values, cfg_scale), .value = "SCALE", .min = 0,
-     .max = 100, .fallback = "3", .help = "Guidance; 1: none, which takes less memory."},
+     .max = 100, .fallback = "4", .help = "Guidance; 1: none, which takes less memory."},
     PRECISION_OPTION(Values),
     COMMON_OPTIONS(Values),
 };

@@ -6,8 +6,6 @@
 #include "engine/image.h"
 #include "engine/pipeline_nano.h"
 
-#define NANO_DEFAULT_CFG 3.0
-
 // One call of `kiln generate`: what is made, and where it goes.
 typedef struct Job {
     const char *model;      // path, for the text
