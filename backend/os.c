@@ -58,38 +58,15 @@ static void raw_remove(const char *path);
 static void raw_remove_if_stale(const char *path);
 static char *raw_resolve(void *parent, const char *path);
 static bool raw_mkdir(const char *path, Error *err); // true when it is there afterwards
-static bool is_separator(char c);
-
-// ---- paths ------------------------------------------------------------------------------------
-
-char *os_path_join(void *parent, const char *a, const char *b) {
-    size_t n = strlen(a);
-    if (!n) return mem_strdup(parent, b);
-    return mem_printf(parent, is_separator(a[n - 1]) ? "%s%s" : "%s/%s", a, b);
-}
-
-const char *os_base_name(const char *path) {
-    const char *base = path;
-    for (const char *c = path; *c; c++)
-        if (is_separator(*c)) base = c + 1;
-    return base;
-}
-
-char *os_dir_name(void *parent, const char *path) {
-    size_t n = (size_t)(os_base_name(path) - path);
-    if (!n) return mem_strdup(parent, ".");
-    while (n > 1 && is_separator(path[n - 1])) n--;
-    return mem_strndup(parent, path, n);
-}
 
 bool os_make_dirs(const char *path, Error *err) {
     char *part = mem_strdup(NULL, path);
     bool ok = true;
     size_t n = strlen(part);
-    while (n > 1 && is_separator(part[n - 1])) part[--n] = 0;
+    while (n > 1 && os_is_separator(part[n - 1])) part[--n] = 0;
     for (size_t i = 1; ok && i <= n; i++) {
-        if (i < n && !is_separator(part[i])) continue;
-        if (is_separator(part[i - 1]) || part[i - 1] == ':') continue; // "a//b", "C:\"
+        if (i < n && !os_is_separator(part[i])) continue;
+        if (os_is_separator(part[i - 1]) || part[i - 1] == ':') continue; // "a//b", "C:\"
         char kept = part[i];
         part[i] = 0;
         ok = raw_mkdir(part, err);
@@ -184,14 +161,6 @@ void out_abort(OutFile *out) {
     mem_free(out);
 }
 
-bool os_write_file(const char *path, const void *data, size_t n, Error *err) {
-    OutFile *out = out_open(NULL, path, err);
-    if (!out) return false;
-    if (out_write(out, data, n, err)) return out_commit(out, err);
-    out_abort(out);
-    return false;
-}
-
 // ".NAME.kiln-tmp-XXXXXXXX", nothing else: other people's files are not ours to remove.
 static bool is_temp_name(const char *name) {
     size_t n = strlen(name), tail = strlen(TEMP_MARK) + 8;
@@ -270,7 +239,7 @@ bool os_interrupted(void) { return interrupted != 0; }
 #ifndef _WIN32
 // ==== POSIX ======================================================================================
 
-static bool is_separator(char c) { return c == '/'; }
+bool os_is_separator(char c) { return c == '/'; }
 
 static bool fail_errno(Error *err, const char *path, const char *expected, const char *hint) {
     int code = errno;
@@ -683,7 +652,7 @@ void os_catch_interrupt(void) {
 // ==== Windows ====================================================================================
 // Paths are UTF-8 everywhere in Kiln and become UTF-16 here.
 
-static bool is_separator(char c) { return c == '/' || c == '\\' || c == ':'; }
+bool os_is_separator(char c) { return c == '/' || c == '\\' || c == ':'; }
 
 static wchar_t *wide(void *parent, const char *text) {
     int n = MultiByteToWideChar(CP_UTF8, 0, text, -1, NULL, 0);

@@ -16,6 +16,7 @@ typedef enum { PATH_NONE, PATH_FILE, PATH_DIR } PathKind;
 PathKind os_path_kind(const char *path);
 // Names in a folder, without "." and "..", sorted by bytes (so every machine sees one order).
 bool os_list(void *parent, const char *path, char ***names, int *count, Error *err);
+bool os_is_separator(char c); // between the names of a path
 char *os_path_join(void *parent, const char *a, const char *b);
 const char *os_base_name(const char *path); // points into path
 char *os_dir_name(void *parent, const char *path);
