@@ -25,7 +25,7 @@ static char *file_in(void *parent, const char *folder, const char *name, Error *
     return found;
 }
 
-enum { MAX_FOLDERS = 4 };
+enum { MAX_FOLDERS = 5 };
 
 static int model_folders(void *parent, const char *folders[MAX_FOLDERS]) {
     int n = 0;
@@ -39,6 +39,8 @@ static int model_folders(void *parent, const char *folders[MAX_FOLDERS]) {
 #ifdef KILN_DATA_DIR
     folders[n++] = KILN_DATA_DIR "/models"; // a program elsewhere that uses the installed library
 #endif
+    char *source = os_dir_name(parent, __FILE__); // a build folder anywhere
+    folders[n++] = os_path_join(parent, source, "../models/weights");
     return n;
 }
 

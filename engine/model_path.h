@@ -6,8 +6,8 @@
 
 // The file that `model` names, below `parent`: a file; model.safetensors in a folder; or a bare
 // name ("nano": the shipped model), looked up as NAME.safetensors and NAME in the folder of the
-// environment variable KILN_MODELS, beside the program (built or installed) and in the installed
-// data folder. NULL with an error that lists where it looked.
+// environment variable KILN_MODELS, beside the program (built or installed), in the installed
+// data folder and in the source tree. NULL with an error that lists where it looked.
 char *model_path(void *parent, const char *model, Error *err);
 
 #endif

@@ -452,7 +452,7 @@ static void test_generate_json(void **state) {
     uint8_t *bytes = os_read_file(scope, png, 1 << 20, &n, NULL);
     char *version = kiln(scope, "--version").out; // "kiln 0.1.0\n"
     version[strcspn(version, "\n")] = 0;
-    char *wanted = mem_printf(scope, "red\nSteps: 3, Sampler: Euler, CFG scale: 3, Seed: "
+    char *wanted = mem_printf(scope, "red\nSteps: 3, Sampler: Euler, CFG scale: 4, Seed: "
                               "18446744073709551615, Size: 16x16, Model: model, RNG: CPU, "
                               "Version: Kiln %s", version + 5);
     assert_string_equal(image_png_text(scope, bytes, n, "parameters"), wanted);

@@ -98,9 +98,6 @@ bool cmd_usage(const Cmd *cmd, Error *err, const char *format, ...) PRINTF_LIKE(
 // Opens --device with --vram, --threads and the pipeline cache. dev_close ends it.
 Device *cmd_open_device(const Cmd *cmd, Error *err);
 DeviceOptions cmd_device_options(const Cmd *cmd);
-// The file that -m names: `nano` (shipped), a file, a folder with model.safetensors, or a name in
-// KILN_MODELS. NULL with an error that says where it looked.
-char *cmd_find_model(void *parent, const char *model, Error *err);
 bool cmd_print(Error *err, const char *format, ...) PRINTF_LIKE(2, 3); // to stdout
 bool cmd_print_json(JsonOut *w, Error *err); // one object and a newline; frees w
 // Is `path`'s folder there and writable, so that hours of work are not lost at the end?

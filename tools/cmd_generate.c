@@ -2,6 +2,7 @@
 #include "tools/cmd.h"
 
 #include "backend/os.h"
+#include "engine/model_path.h"
 #include "engine/npy.h"
 #include "tools/generate_output.h"
 
@@ -278,7 +279,7 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
     const Values *v = values;
     if (!check(cmd, v, err)) return false;
     Job *job = job_new(cmd->mem);
-    char *path = cmd_find_model(cmd->mem, v->model, err);
+    char *path = model_path(cmd->mem, v->model, err);
     Device *dev = path ? cmd_open_device(cmd, err) : NULL;
     NanoPipeline *p = dev ? nano_open(cmd->mem, dev, path, DT_F32, err) : NULL;
     job->model = path ? mem_strdup(job, path) : NULL;

@@ -2,6 +2,7 @@
 #include "tools/cmd.h"
 
 #include "backend/os.h"
+#include "engine/model_path.h"
 #include "engine/pipeline_nano.h"
 
 #include <inttypes.h>
@@ -293,7 +294,7 @@ static bool check(const Cmd *cmd, const Values *v, Error *err) {
 static bool run(Cmd *cmd, const void *values, Error *err) {
     const Values *v = values;
     if (!check(cmd, v, err)) return false;
-    char *path = cmd_find_model(cmd->mem, v->path, err);
+    char *path = model_path(cmd->mem, v->path, err);
     StFile *file = path ? st_open(cmd->mem, path, err) : NULL;
     if (!file) return false;
     Summary s = {.path = path};

@@ -3,10 +3,8 @@
 
 #include "backend/os.h"
 #include "engine/npy.h"
+#include "engine/parameters.h"
 #include "tools/cmd.h"
-
-#include <ctype.h>
-#include <inttypes.h>
 
 enum { GAP = 2, WHITE = 255, MAX_DIGITS = 9, SHEET_COLUMNS = 8 };
 #define MAX_TRACE_BYTES ((uint64_t)2 << 30)
@@ -164,28 +162,19 @@ bool job_after_step(Job *job, const NanoProgress *p, Error *err) {
 
 // ---- at the end -------------------------------------------------------------------------------
 
-// The form of the A1111 web UI: the prompt, then one line of settings.
-static char *parameters(void *parent, const Job *job, int k) {
+// Of picture k; -1: of the sheet.
+static char *settings(void *parent, const Job *job, int k) {
     char *text = mem_strdup(parent, "");
     if (k >= 0) text = mem_printf(parent, "%s", job_class(job, job->classes[k]));
     for (int i = 0; k < 0 && i < job->rows; i++)
         text = mem_printf(parent, "%s%s%s", text, i ? ", " : "", job_class(job, job->kinds[i]));
-    char name[200], seed[48] = "", sampler[64];
-    snprintf(sampler, sizeof sampler, "%s", job->sampler->name);
-    sampler[0] = (char)toupper((unsigned char)sampler[0]);
-    snprintf(name, sizeof name, "%s", os_base_name(job->model));
-    if (strcmp(name, "model.safetensors") == 0) { // its folder says more
-        char *dir = os_dir_name(parent, job->model);
-        if (strcmp(dir, ".") != 0) snprintf(name, sizeof name, "%s", os_base_name(dir));
-    }
-    if (str_ends(name, ".safetensors")) name[strlen(name) - strlen(".safetensors")] = 0;
-    if (!job->noise)
-        snprintf(seed, sizeof seed, "Seed: %" PRIu64 ", ", job->seed + (uint64_t)MAX(k, 0));
-    return mem_printf(parent,
-                      "%s\nSteps: %d, Sampler: %s, CFG scale: %.15g, %sSize: %dx%d, Model: %s, "
-                      "%sVersion: Kiln %s", text, job->steps, sampler, job->cfg_scale, seed,
-                      job->size, job->size, name, job->rng == NOISE_TORCH ? "RNG: CPU, " : "",
-                      KILN_VERSION);
+    const Parameters p = {
+        .prompt = text, .sampler = job->sampler->name, .model = job->model, .steps = job->steps,
+        .width = job->size, .height = job->size, .cfg_scale = job->cfg_scale,
+        .seeded = !job->noise, .seed = job->seed + (uint64_t)MAX(k, 0),
+        .torch_rng = job->rng == NOISE_TORCH, .version = KILN_VERSION,
+    };
+    return parameters_text(parent, &p);
 }
 
 static bool write_dump(Job *job, Error *err) {
@@ -209,7 +198,7 @@ bool job_write(Job *job, Error *err) {
         void *scratch = mem_new(NULL, 1);
         const float *x = job->pictures + (size_t)(job->grid ? 0 : i) * job->numbers;
         Image *image = sheet(scratch, job, x, job->grid ? job->count : 1, sheet_columns(job), err);
-        ImageText text = {"parameters", parameters(scratch, job, job->grid ? -1 : i)};
+        ImageText text = {"parameters", settings(scratch, job, job->grid ? -1 : i)};
         ok = image && image_save(job->paths[i], image, &text, 1, err);
         mem_free(scratch);
     }
