@@ -26,13 +26,13 @@ static const char *const kind_names[] = {"cpu", "integrated", "discrete", "softw
 
 // The call of a conformance case; op checks and rows look at shapes and types only.
 static OpCall call_of(const Case *c) {
-    static char place; // stands for a buffer: whether an operand is there, never read
+    static const char place = 0; // stands for a buffer: whether an operand is there, never read
     OpCall call = {.op = c->op, .params = c->params};
     for (int i = 0; i < MAX_OPERANDS; i++) {
         const CaseTensor *t = &c->t[i];
         if (!t->present) continue;
         TensorRef *r = &call.t[i];
-        r->buffer = (Buffer *)(void *)&place;
+        r->buffer = (Buffer *)(uintptr_t)&place;
         r->dtype = t->dtype;
         r->ndim = t->ndim;
         memcpy(r->shape, t->shape, sizeof r->shape);
