@@ -33,7 +33,9 @@ typedef struct DeviceOptions {
     uint64_t budget;        // bytes that buffers may take, staging included; 0: 90 % of free memory
     int threads;            // CPU devices; 0: all cores of this process
     double max_submit;      // seconds a single submission may take; 0: 0.1
-    bool validate;          // Vulkan: validation layers on, their messages are errors
+    // Vulkan: 1: validation layers on (core, synchronisation), their messages are errors; 2: every
+    // address that a shader uses is checked too (compiling takes some hundred times longer).
+    int validate;
     const char *cache_dir;  // pipeline cache; NULL: none on disk
     const Log *log;         // may be NULL
     // Tests: fail the n-th allocation (1 = first; 0 = none), lose the device at the n-th submission.

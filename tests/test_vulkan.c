@@ -141,7 +141,7 @@ static void validated_program_matches_the_oracle(void **state) {
     (void)state;
     float *want = malloc(FLOATS * 4), *got = malloc(FLOATS * 4);
     run_program("ref", NULL, 2, want);
-    run_program("vulkan", &(DeviceOptions){.validate = true}, 2, got);
+    run_program("vulkan", &(DeviceOptions){.validate = 2}, 2, got);
     assert_close(got, want);
     free(want);
     free(got);
@@ -153,7 +153,8 @@ static void validated_program_matches_the_oracle(void **state) {
 static int stale_address(void) {
     Error err = {0};
     enum { SIZE = 1 << 16 };
-    Device *dev = dev_open(NULL, "vulkan", &(DeviceOptions){.validate = true, .max_submit = 2e-5}, &err);
+    const DeviceOptions options = {.validate = 2, .max_submit = 2e-5};
+    Device *dev = dev_open(NULL, "vulkan", &options, &err);
     // Submissions this short are cut anew for the second run, and the layer takes its list of
     // buffers when a command buffer is recorded.
     Buffer *x = buf_new(dev, SIZE, "x", &err), *y = buf_new(dev, SIZE, "y", &err);
@@ -192,7 +193,8 @@ static void cutting_changes_no_bit(void **state) {
     float *want = malloc(FLOATS * 4), *got = malloc(FLOATS * 4);
     run_program("vulkan", &(DeviceOptions){.max_submit = 10}, 3, want);
     for (size_t i = 0; i < COUNT_OF(limits); i++) {
-        run_program("vulkan", &(DeviceOptions){.max_submit = limits[i], .validate = i == 0}, 3, got);
+        const DeviceOptions options = {.max_submit = limits[i], .validate = i == 0 ? 2 : 0};
+        run_program("vulkan", &options, 3, got);
         assert_memory_equal(got, want, FLOATS * 4);
     }
     free(want);
@@ -235,7 +237,7 @@ static void transfers_pass_the_staging_buffer(void **state) {
     uint32_t seed = 3;
     for (uint64_t i = 0; i < size; i++) data[i] = (uint8_t)(noise(&seed) * 127);
     // A budget of 4 MiB leaves 512 KiB of staging: every transfer takes several rounds.
-    Device *dev = open_device("vulkan", &(DeviceOptions){.budget = 4u << 20, .validate = true});
+    Device *dev = open_device("vulkan", &(DeviceOptions){.budget = 4u << 20, .validate = 1});
     assert_true(dev_info(dev)->staging_bytes <= 512u << 10);
     Buffer *b = buf_new(dev, size, "data", &err);
     OK(b);
@@ -295,7 +297,7 @@ static void freeing_waits_for_work(void **state) {
     (void)state;
     Error err = {0};
     float *data = malloc(FLOATS * 4);
-    Device *dev = open_device("vulkan", &(DeviceOptions){.max_submit = 1e-6, .validate = true});
+    Device *dev = open_device("vulkan", &(DeviceOptions){.max_submit = 1e-6, .validate = 1});
     for (int i = 0; i < 3; i++) {
         Buffer *b = buf_new(dev, FLOATS * 4, "all", &err);
         fill_data(data);
@@ -458,7 +460,7 @@ static void devices_side_by_side(void **state) {
     assert_memory_equal(b[0].data, b[2].data, sizeof b->data);
     // And two that are open at the same time in one thread, each with its own memory.
     Error err = {0};
-    Device *one = open_device("vulkan", &(DeviceOptions){.validate = true});
+    Device *one = open_device("vulkan", &(DeviceOptions){.validate = 1});
     Device *two = open_device("vulkan", NULL);
     Buffer *x = buf_new(one, 4096, "x", &err), *y = buf_new(two, 8192, "y", &err);
     assert_int_equal(dev_memory(one).used - dev_info(one)->staging_bytes, 4096);
@@ -539,8 +541,10 @@ static void modules_and_pipelines_stay_few(void **state) {
     assert_in_range(kiln_shader_count, 1, 150);
 #endif
     int most = 0; // of the programs of one device: training, with all gradients
+    // Under the validation layers: every kernel of training passes them.
     Log log = {.level = LOG_DEBUG, .write = count_pipelines, .user = &most};
-    ConformOptions options = {.device = "vulkan", .type = "bf16", .options = {.log = &log}};
+    ConformOptions options = {.device = "vulkan", .type = "bf16",
+                              .options = {.log = &log, .validate = 1}};
     ConformTotals totals;
     Error err = {0};
     OK(conform_model(&options, "nano", &totals, &err));

@@ -177,7 +177,7 @@ static int device_list(DeviceInfo *infos, int max, const Log *log) {
     void *parent = mem_new(NULL, 1);
     PhysicalDevice found[16];
     int count = 0;
-    if (instance_open(&instance, false, log, parent, &err)) {
+    if (instance_open(&instance, 0, log, parent, &err)) {
         count = instance_devices(&instance, found, MIN(max, (int)COUNT_OF(found)), log);
         instance_close(&instance);
         if (!count) log_msg(log, LOG_INFO, "vulkan: no device of Vulkan 1.2 with buffer addresses");

@@ -119,7 +119,7 @@ static VkDebugUtilsMessengerCreateInfoEXT messenger_info(Messages *messages) {
     };
 }
 
-bool instance_open(Instance *instance, bool validate, const Log *log, void *parent, Error *err) {
+bool instance_open(Instance *instance, int validate, const Log *log, void *parent, Error *err) {
     *instance = (Instance){0};
     if (!loader_ready())
         return err_failed(err, "vulkan: expected a Vulkan loader, found none; install libvulkan1");
@@ -149,7 +149,7 @@ bool instance_open(Instance *instance, bool validate, const Log *log, void *pare
     VkDebugUtilsMessengerCreateInfoEXT messenger = messenger_info(&instance->messages);
     VkValidationFeaturesEXT features = {.sType = VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT,
                                         .pNext = &messenger,
-                                        .enabledValidationFeatureCount = COUNT_OF(enables),
+                                        .enabledValidationFeatureCount = validate > 1 ? 2 : 1,
                                         .pEnabledValidationFeatures = enables};
     const char *layers[] = {validation_layer};
     if (validate) {

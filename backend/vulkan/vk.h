@@ -59,7 +59,7 @@ typedef struct PhysicalDevice {
 } PhysicalDevice;
 
 // instance.c
-bool instance_open(Instance *instance, bool validate, const Log *log, void *parent, Error *err);
+bool instance_open(Instance *instance, int validate, const Log *log, void *parent, Error *err);
 void instance_close(Instance *instance);
 // The devices that meet the baseline, best first, in an order that does not change between calls.
 int instance_devices(const Instance *instance, PhysicalDevice *out, int max, const Log *log);
