@@ -29,7 +29,8 @@ typedef struct ConformOptions {
     bool grad;             // gradient mode instead of values
     bool list;             // report each case as ok without running it
     // A software Vulkan driver compiles for seconds where others take milliseconds, so by default
-    // it runs f32 in all cases and the other types in every fourth; `all`: every case.
+    // it runs f32 in all cases on every row, and every fourth of the others on one row each, in
+    // turn; `all`: every case on every row.
     bool all;
     uint64_t seed;         // 0: CONFORM_SEED
     DeviceOptions options; // for the device under test

@@ -31,8 +31,9 @@ static const Option options[] = {
     {.name = "seed", .letter = 's', .kind = OPT_SEED, FIELD(T, seed), .value = "N",
      .says = "fixed, and printed", .help = "Of the random inputs."},
     {.name = "all", .kind = OPT_FLAG, FIELD(T, all),
-     .help = "Every case in every type on software Vulkan drivers too, where compiling takes long; "
-             "without it they run f32 in all cases and other types in every fourth."},
+     .help = "Every case on every row in every type on software Vulkan drivers too, where "
+             "compiling takes long; without it they run f32 so, and other types in every fourth "
+             "case on one row."},
     {.name = "list", .kind = OPT_FLAG, FIELD(T, list), .help = "Name the cases, run none."},
     {.name = "precision", .kind = OPT_CHOICE, FIELD(T, precision), .choices = "auto,f32",
      .value = "P", .fallback = "auto", .group = "device",
