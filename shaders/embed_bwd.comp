@@ -21,8 +21,8 @@ void main() {
     Sum sum = sum_start();
     for (uint n = 0; n < ids.shape[5]; n++) {
         if (RefI32(tensor_addr(ids)).v[n] != int(at[4])) continue; // the same for the whole group
-        if (inside)
-            sum_add(sum, load(addr_add(tensor_addr(dy), n, dy.stride[4], DY_TYPE), column, DY_TYPE));
+        uvec2 row = addr_add(tensor_addr(dy), n, dy.stride[4], DY_TYPE);
+        if (inside) sum_add(sum, load(row, column, DY_TYPE));
     }
     if (inside)
         store(addr_add(tensor_addr(dtable), at[4], dtable.stride[4], DTABLE_TYPE), column,

@@ -1,6 +1,6 @@
-// test_vulkan.c: the Vulkan backend as such: validation layers, cutting into submissions, transfers,
-// the pipeline cache, injected failures, several devices at once. The values of every kernel row
-// are test_conform's business. Skipped (77) where there is no Vulkan device.
+// test_vulkan.c: the Vulkan backend as such: validation layers, cutting into submissions,
+// transfers, the pipeline cache, injected failures, several devices at once. The values of every
+// kernel row are test_conform's business. Skipped (77) where there is no Vulkan device.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -88,7 +88,8 @@ static int make_steps(ProgramStep *steps, Buffer *b) {
         {.call = {.op = OP_ADAMW,
                   .t = {[adamw_p] = at(b, TABLE, 1, flat), [adamw_m] = at(b, MOMENT1, 1, flat),
                         [adamw_v] = at(b, MOMENT2, 1, flat), [adamw_g] = at(b, DTABLE, 1, flat),
-                        [adamw_hyper] = at(b, HYPER, 1, DIMS(ADAMW_HYPER_COUNT))}}, .barrier = true},
+                        [adamw_hyper] = at(b, HYPER, 1, DIMS(ADAMW_HYPER_COUNT))}},
+         .barrier = true},
     };
     memcpy(steps, all, sizeof all);
     return STEPS;
@@ -147,9 +148,9 @@ static void validated_program_matches_the_oracle(void **state) {
     free(got);
 }
 
-// A program whose input was freed reads memory that is no buffer's: what the GPU-assisted layer must
-// say, and dev_wait must return as an error. In a process of its own, because a driver on the CPU
-// may crash. Returns the exit status.
+// A program whose input was freed reads memory that is no buffer's: what the GPU-assisted layer
+// must say, and dev_wait must return as an error. In a process of its own, because a driver on
+// the CPU may crash. Returns the exit status.
 static int stale_address(void) {
     Error err = {0};
     enum { SIZE = 1 << 16 };
@@ -484,7 +485,8 @@ static void every_op_has_rows_that_say_why_not(void **state) {
         if (rows < 1) fail_msg("%s has no Vulkan kernel", op_info[op].name);
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < i; j++)
-                assert_string_not_equal(dev_row_name(dev, (OpId)op, i), dev_row_name(dev, (OpId)op, j));
+                assert_string_not_equal(dev_row_name(dev, (OpId)op, i),
+                                        dev_row_name(dev, (OpId)op, j));
         assert_null(dev_row_name(dev, (OpId)op, rows));
     }
     Buffer *b = buf_new(dev, 4096, "b", &err);

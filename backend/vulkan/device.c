@@ -27,8 +27,8 @@ bool vk_ok(VkState *s, VkResult result, const char *what, uint64_t bytes, Error 
     case VK_ERROR_TOO_MANY_OBJECTS: return err_device_memory(s->dev, bytes, what, err);
     case VK_ERROR_DEVICE_LOST: return err_device_lost(s->dev, what, err);
     default:
-        return err_failed(err, "%s: %s: expected success, found %s; update the driver", s->dev->info.id,
-                          what, vk_result_name(result));
+        return err_failed(err, "%s: %s: expected success, found %s; update the driver",
+                          s->dev->info.id, what, vk_result_name(result));
     }
 }
 
@@ -122,10 +122,10 @@ static bool create_objects(VkState *s, Error *err) {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2};
     s->instance.GetPhysicalDeviceMemoryProperties2(s->physical.handle, &memory);
     s->heaps = memory.memoryProperties;
-    return vk_ok(s, s->vk.vkCreateCommandPool(s->device, &pool, NULL, &s->pool), "a command pool", 0,
-                 err) &&
-           vk_ok(s, s->vk.vkCreateSemaphore(s->device, &semaphore, NULL, &s->timeline), "a semaphore",
+    return vk_ok(s, s->vk.vkCreateCommandPool(s->device, &pool, NULL, &s->pool), "a command pool",
                  0, err) &&
+           vk_ok(s, s->vk.vkCreateSemaphore(s->device, &semaphore, NULL, &s->timeline),
+                 "a semaphore", 0, err) &&
            pipelines_open(s, err) && staging_open(s, err);
 }
 

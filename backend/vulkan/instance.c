@@ -124,7 +124,8 @@ bool instance_open(Instance *instance, int validate, const Log *log, void *paren
     if (!loader_ready())
         return err_failed(err, "vulkan: expected a Vulkan loader, found none; install libvulkan1");
     if (volkGetInstanceVersion() < VK_API_VERSION_1_2)
-        return err_failed(err, "vulkan: expected a loader of version 1.2 or newer; update libvulkan1");
+        return err_failed(err,
+                          "vulkan: expected a loader of version 1.2 or newer; update libvulkan1");
     if (validate && !layer_present())
         return err_failed(err, "vulkan: expected the layer %s, found none; install "
                           "vulkan-validationlayers", validation_layer);
@@ -212,7 +213,8 @@ static void read_extensions(const Instance *instance, PhysicalDevice *p) {
     uint32_t n = 0;
     instance->EnumerateDeviceExtensionProperties(p->handle, NULL, &n, NULL);
     VkExtensionProperties *list = MEM_ARRAY(NULL, VkExtensionProperties, n + 1);
-    if (instance->EnumerateDeviceExtensionProperties(p->handle, NULL, &n, list) != VK_SUCCESS) n = 0;
+    if (instance->EnumerateDeviceExtensionProperties(p->handle, NULL, &n, list) != VK_SUCCESS)
+        n = 0;
     p->memory_budget = has_extension(list, n, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
     p->subgroup_size = has_extension(list, n, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
     p->portability = has_extension(list, n, "VK_KHR_portability_subset");
@@ -299,7 +301,8 @@ static void read_properties(const Instance *instance, PhysicalDevice *p) {
     p->timestamp_period = limits->timestampPeriod;
     p->atom = limits->nonCoherentAtomSize;
     p->max_groups = limits->maxComputeWorkGroupCount[0];
-    p->max_threads = MIN(limits->maxComputeWorkGroupInvocations, limits->maxComputeWorkGroupSize[0]);
+    p->max_threads =
+        MIN(limits->maxComputeWorkGroupInvocations, limits->maxComputeWorkGroupSize[0]);
     p->vendor = props.properties.vendorID;
     p->device = props.properties.deviceID;
     p->driver_version = props.properties.driverVersion;

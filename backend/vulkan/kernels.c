@@ -150,7 +150,8 @@ static bool takes_needs(const KernelRow *row, const OpCall *call, char *why) {
 }
 
 bool row_takes(const KernelRow *row, const OpCall *call, const RowLimits *limits, char *why) {
-    if (row->caps & ~limits->caps) return refuse(why, "%s needs a feature of the device", row->name);
+    if (row->caps & ~limits->caps)
+        return refuse(why, "%s needs a feature of the device", row->name);
     if (row->shared > limits->shared)
         return refuse(why, "%s needs %u bytes of shared memory", row->name, row->shared);
     for (int i = 0; i < MAX_PASSES && row->pass[i].module; i++) {

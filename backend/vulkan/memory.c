@@ -9,7 +9,8 @@ static int memory_type(const VkState *s, uint32_t allowed, VkMemoryPropertyFlags
                        VkMemoryPropertyFlags avoid) {
     // What needs an extension to use, or is protected, is never ours.
     avoid |= VK_MEMORY_PROPERTY_PROTECTED_BIT | VK_MEMORY_PROPERTY_LAZILY_ALLOCATED_BIT |
-             VK_MEMORY_PROPERTY_DEVICE_COHERENT_BIT_AMD | VK_MEMORY_PROPERTY_DEVICE_UNCACHED_BIT_AMD;
+             VK_MEMORY_PROPERTY_DEVICE_COHERENT_BIT_AMD |
+             VK_MEMORY_PROPERTY_DEVICE_UNCACHED_BIT_AMD;
     for (uint32_t i = 0; i < s->heaps.memoryTypeCount; i++) {
         VkMemoryPropertyFlags flags = s->heaps.memoryTypes[i].propertyFlags;
         if (allowed >> i & 1 && (flags & want) == want && !(flags & avoid)) return (int)i;
@@ -75,7 +76,8 @@ bool memory_new(VkState *s, Allocation *a, uint64_t size, MemoryUse use, const c
                                .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
                                         VK_BUFFER_USAGE_TRANSFER_DST_BIT};
     if (use == MEMORY_DEVICE)
-        info.usage |= VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT;
+        info.usage |=
+            VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT;
     if (!vk_ok(s, s->vk.vkCreateBuffer(s->device, &info, NULL, &a->buffer), what, size, err))
         return false;
     ARR_PUSH(s, &s->allocations, a);
@@ -178,7 +180,8 @@ static bool submit_slot(VkState *s, int slot, const char *what, Error *err) {
     return true;
 }
 
-bool upload(VkState *s, VkBuffer dst, uint64_t offset, const void *data, uint64_t size, Error *err) {
+bool upload(VkState *s, VkBuffer dst, uint64_t offset, const void *data, uint64_t size,
+            Error *err) {
     if (!vk_drain(s, err)) return false;
     for (uint64_t done = 0; done < size;) {
         int slot = take_slot(s, err);
@@ -207,8 +210,8 @@ static int start_download(VkState *s, VkBuffer src, uint64_t offset, uint64_t si
     VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                                .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
                                .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
-    s->vk.vkCmdPipelineBarrier(cmd, VK_PIPELINE_STAGE_TRANSFER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1,
-                               &barrier, 0, NULL, 0, NULL);
+    s->vk.vkCmdPipelineBarrier(cmd, VK_PIPELINE_STAGE_TRANSFER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0,
+                               1, &barrier, 0, NULL, 0, NULL);
     return submit_slot(s, slot, "a download", err) ? slot : -1;
 }
 
@@ -231,7 +234,8 @@ static bool download(VkState *s, VkBuffer src, uint64_t offset, uint8_t *data, u
         first = (first + 1) % STAGING_SLOTS;
         under_way--;
         uint64_t part = MIN(size - done, s->slot_bytes);
-        if (!vk_wait_value(s, s->slots[slot].value, NULL, err) || !sync_staging(s, slot, false, err))
+        if (!vk_wait_value(s, s->slots[slot].value, NULL, err) ||
+            !sync_staging(s, slot, false, err))
             return false;
         memcpy(data + done, s->staging.mapped + (uint64_t)slot * s->slot_bytes, part);
         done += part;

@@ -103,7 +103,8 @@ bool pipelines_open(VkState *s, Error *err) {
             info.initialDataSize = size - sizeof(CacheHeader);
         } else {
             log_msg(s->dev->options.log, LOG_INFO,
-                    "pipeline cache: %s is damaged or of another driver; made again", s->cache_path);
+                    "pipeline cache: %s is damaged or of another driver; made again",
+                    s->cache_path);
         }
     }
     result = s->vk.vkCreatePipelineCache(s->device, &info, NULL, &s->cache);
@@ -243,8 +244,10 @@ bool pipelines_for(VkState *s, const BoundStep *steps, int count, Pipeline **out
         out[i] = NULL;
         if (!key.pass->module) continue;
         if (!find_shader(key.pass->module)) {
-            ok = err_failed(err, "%s: kernel row %s: expected a shader module %s, found none; list it "
-                            "in shaders/variants.txt", s->dev->info.id, row->name, key.pass->module);
+            ok = err_failed(err,
+                            "%s: kernel row %s: expected a shader module %s, found none; list it "
+                            "in shaders/variants.txt",
+                            s->dev->info.id, row->name, key.pass->module);
             break;
         }
         fill_constants(&key, row, call);

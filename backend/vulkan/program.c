@@ -13,8 +13,8 @@ enum { BLOCK_BYTES = MAX_OPERANDS * (int)sizeof(TensorArg) + 64, MAX_SEGMENTS = 
 _Static_assert(sizeof(TensorArg) == 64, "as shaders read it");
 _Static_assert(sizeof(OpParams) <= 64, "parameters fit their part of a block");
 static const int max_recordings = 4; // of one program: timings vary, recording must settle
-// A timestamp makes a fast device wait for what was before it, so that steps shorter than this share
-// one, in seconds; what it measures is then divided among them as they were estimated.
+// A timestamp makes a fast device wait for what was before it, so that steps shorter than this
+// share one, in seconds; what it measures is then divided among them as they were estimated.
 static const double stamp_every = 50e-6;
 
 // Some tiles of one pass of one step.
@@ -85,8 +85,8 @@ static void add_part(Program *prog, ProgState *p, Part part) {
 }
 
 // Adds the tiles of one pass, ending segments at `target` seconds.
-static void cut_pass(Program *prog, ProgState *p, int step, int pass, uint64_t tiles, double seconds,
-                     double target) {
+static void cut_pass(Program *prog, ProgState *p, int step, int pass, uint64_t tiles,
+                     double seconds, double target) {
     double each = seconds / (double)tiles;
     for (uint64_t base = 0; base < tiles;) {
         Segment *segment = &p->segments.v[p->segments.n - 1];
@@ -133,7 +133,8 @@ static void compute_barrier(VkState *s, VkCommandBuffer cmd) {
                                .dstAccessMask = VK_ACCESS_SHADER_READ_BIT |
                                                 VK_ACCESS_SHADER_WRITE_BIT};
     s->vk.vkCmdPipelineBarrier(cmd, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
-                               VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, 0, 1, &barrier, 0, NULL, 0, NULL);
+                               VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, 0, 1, &barrier, 0, NULL, 0,
+                               NULL);
 }
 
 static void record_part(VkState *s, ProgState *p, VkCommandBuffer cmd, const Part *part) {
@@ -193,7 +194,8 @@ static bool record_segment(VkState *s, Program *prog, ProgState *p, Segment *seg
         if (i > segment->first && needs_barrier(prog, part - 1, part)) compute_barrier(s, cmd);
         record_part(s, p, cmd, part);
         if (p->queries && part->stamp)
-            s->vk.vkCmdWriteTimestamp(cmd, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, p->queries, query++);
+            s->vk.vkCmdWriteTimestamp(cmd, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, p->queries,
+                                      query++);
     }
     return vk_ok(s, s->vk.vkEndCommandBuffer(cmd), "recording", 0, err);
 }
@@ -218,7 +220,8 @@ static bool make_queries(VkState *s, ProgState *p, Error *err) {
     VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
                                   .queryType = VK_QUERY_TYPE_TIMESTAMP,
                                   .queryCount = p->query_count};
-    return vk_ok(s, s->vk.vkCreateQueryPool(s->device, &info, NULL, &p->queries), "timestamps", 0, err);
+    return vk_ok(s, s->vk.vkCreateQueryPool(s->device, &info, NULL, &p->queries), "timestamps", 0,
+                 err);
 }
 
 static bool record(VkState *s, Program *prog, ProgState *p, Error *err) {
@@ -258,7 +261,8 @@ static void fill_block(uint8_t *block, const BoundStep *step) {
 }
 
 static bool upload_blocks(VkState *s, Program *prog, ProgState *p, Error *err) {
-    if (!memory_new(s, &p->blocks, prog->bytes, MEMORY_DEVICE, "program arguments", err)) return false;
+    if (!memory_new(s, &p->blocks, prog->bytes, MEMORY_DEVICE, "program arguments", err))
+        return false;
     uint8_t *blocks = mem_new(NULL, prog->bytes);
     for (int i = 0; i < prog->count; i++)
         fill_block(blocks + (size_t)i * BLOCK_BYTES, &prog->steps[i]);
@@ -451,9 +455,12 @@ bool vk_submit(Program *prog, Error *err) {
 static bool err_hang(VkState *s, double seconds, Error *err) {
     s->hung = true;
     s->dev->lost = true;
-    return err_failed(err, "%s: expected a submission of about %.1f s to finish, found it still "
-                      "running after %.0f s; close other programs that use the device, or update its "
-                      "driver", s->dev->info.id, seconds_in_flight(s), seconds);
+    return err_failed(
+        err,
+        "%s: expected a submission of about %.1f s to finish, found it still "
+        "running after %.0f s; close other programs that use the device, or update its "
+        "driver",
+        s->dev->info.id, seconds_in_flight(s), seconds);
 }
 
 // Asked only while work is left: what is done is not cancelled any more.
@@ -475,7 +482,8 @@ bool vk_wait_value(VkState *s, uint64_t value, const Cancel *cancel, Error *err)
         double now = os_seconds();
         if (done != last) since = now;
         last = done;
-        if (now - since > patience + 20 * seconds_in_flight(s)) return err_hang(s, now - since, err);
+        if (now - since > patience + 20 * seconds_in_flight(s))
+            return err_hang(s, now - since, err);
         VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
                                     .semaphoreCount = 1,
                                     .pSemaphores = &s->timeline,

@@ -142,7 +142,8 @@ void vk_full_barrier(VkState *s, VkCommandBuffer cmd);
 
 // memory.c
 typedef enum { MEMORY_DEVICE, MEMORY_STAGING } MemoryUse;
-bool memory_new(VkState *s, Allocation *a, uint64_t size, MemoryUse use, const char *what, Error *err);
+bool memory_new(VkState *s, Allocation *a, uint64_t size, MemoryUse use, const char *what,
+                Error *err);
 void memory_free(VkState *s, Allocation *a); // an empty one is allowed
 void memory_free_all(VkState *s);
 bool staging_open(VkState *s, Error *err);

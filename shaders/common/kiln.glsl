@@ -1,5 +1,5 @@
 // kiln.glsl: what every kernel includes first: argument blocks, addresses, typed loads and stores,
-// the tile this workgroup computes. Activations are in act.glsl, sums over a workgroup in group.glsl.
+// the tile this workgroup computes. Activations are in act.glsl, sums over a group in group.glsl.
 //
 // A kernel begins like this:
 //     #version 460
@@ -44,7 +44,7 @@ layout(push_constant) uniform Push {
     struct Name##Params { FIELDS };                                                               \
     struct Name##Args {                                                                           \
         OPERANDS(KILN_FIELD, KILN_FIELD, KILN_FIELD, KILN_FIELD, KILN_FIELD, KILN_FIELD)          \
-        Name##Params KILN_PARAMS;                                                                       \
+        Name##Params KILN_PARAMS;                                                                 \
     };                                                                                            \
     layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Name##Block {   \
         Name##Args a;                                                                             \
