@@ -48,11 +48,33 @@ static int read_table(const char *path, Mutant *m) {
     return count;
 }
 
+static bool blank(char c) { return c == ' ' || c == '\t' || c == '\n'; }
+
+// Length of the text at `at` that reads like `pattern`, however it is broken into lines; 0: other.
+static size_t match(const char *at, const char *pattern) {
+    const char *t = at;
+    for (; *pattern; pattern++) {
+        const char *gap = t;
+        while (blank(*gap)) gap++;
+        bool broken = memchr(t, '\n', (size_t)(gap - t)) != NULL;
+        if (*pattern == ' ' && gap > t) t = gap;
+        else if (*(broken ? t = gap : t) == *pattern && *t) t++;
+        else return 0;
+    }
+    return (size_t)(t - at);
+}
+
 // Replaces the only occurrence of m->from; false where there is none, or several.
 static bool apply(char **text, const Mutant *m) {
-    char *at = strstr(*text, m->from);
-    if (!m->from[0] || !at || strstr(at + 1, m->from)) return false;
-    char *out = mem_printf(NULL, "%.*s%s%s", (int)(at - *text), *text, m->to, at + strlen(m->from));
+    char *found = NULL;
+    for (char *at = *text; *at && m->from[0]; at++) {
+        if (*at != m->from[0] || !match(at, m->from)) continue;
+        if (found) return false;
+        found = at;
+    }
+    if (!found) return false;
+    char *out = mem_printf(NULL, "%.*s%s%s", (int)(found - *text), *text, m->to,
+                           found + match(found, m->from));
     mem_free(*text);
     *text = out;
     return true;
