@@ -1,6 +1,6 @@
 // attn.comp: attention without the matrix of scores (ops/attn.h; Dao et al. 2022). Each invocation
-// owns OWN queries (heads.glsl); keys pass by in blocks: the scores of a block, its maximum, the old
-// sums rescaled once, then the values. Row sums and the maximum belong to one invocation, so there
+// owns OWN queries (heads.glsl); keys pass by in blocks: the scores of a block, its maximum, the
+// old sums rescaled once, then the values. Row sums and the maximum belong to one invocation, so there
 // is nothing to reduce, and the order of summation never changes.
 #version 460
 #extension GL_GOOGLE_include_directive : require
@@ -14,6 +14,7 @@ layout(constant_id = 16) const uint Q_TYPE = 0;
 layout(constant_id = 17) const uint K_TYPE = 0;
 layout(constant_id = 18) const uint V_TYPE = 0;
 layout(constant_id = 19) const uint MASK_TYPE = 0;
+layout(constant_id = 20) const uint Y_TYPE = 0;
 
 #ifdef LANES
 float scores[BLOCK * OWN];
@@ -94,7 +95,7 @@ void main() {
         if (t[v] >= T) continue;
         bool none = total[v] == 0.0;
         [[unroll]] for (uint i = 0; i < MINE; i++) o[v][i] = none ? 0.0 : o[v][i] / total[v];
-        STORE_OWN(args.y, y_head, t[v], 1.0, o[v])
+        STORE_OWN(args.y, y_head, t[v], 1.0, o[v], Y_TYPE)
         if (part() == 0)
             store(lse, t[v], DTYPE_F32, none ? NEVER : most[v] + log(total[v]));
     }

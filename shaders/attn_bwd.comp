@@ -18,6 +18,9 @@ layout(constant_id = 18) const uint V_TYPE = 0;
 layout(constant_id = 19) const uint MASK_TYPE = 0;
 layout(constant_id = 20) const uint Y_TYPE = 0;
 layout(constant_id = 22) const uint DY_TYPE = 0;
+layout(constant_id = 23) const uint DQ_TYPE = 0;
+layout(constant_id = 24) const uint DK_TYPE = 0;
+layout(constant_id = 25) const uint DV_TYPE = 0;
 
 uvec2 lse_head(uint b, uint h) {
     uvec2 a = addr_add(tensor_addr(args.lse), b, args.lse.stride[3], DTYPE_F32);
@@ -83,7 +86,7 @@ void main() {
         }
     }
     [[unroll]] for (uint v = 0; v < OWN; v++)
-        if (t[v] < T) STORE_OWN(args.dq, dq_head, t[v], scale, dq[v])
+        if (t[v] < T) STORE_OWN(args.dq, dq_head, t[v], scale, dq[v], DQ_TYPE)
 }
 
 #else
@@ -97,7 +100,8 @@ float query_delta(uvec2 dy_head, uvec2 y_head, uint t) {
     uvec2 y = addr_add(y_head, t, args.y.stride[3], Y_TYPE);
     float sum = 0.0;
 #ifdef LANES
-    for (uint d = gl_SubgroupInvocationID; d < D; d += 8) sum += load(dy, d, DY_TYPE) * load(y, d, Y_TYPE);
+    for (uint d = gl_SubgroupInvocationID; d < D; d += 8)
+        sum += load(dy, d, DY_TYPE) * load(y, d, Y_TYPE);
     return subgroupAdd(sum);
 #else
     for (uint d = 0; d < D; d++) sum += load(dy, d, DY_TYPE) * load(y, d, Y_TYPE);
@@ -115,11 +119,12 @@ void main() {
     uvec2 k_head = head_addr(args.k, b, hk), v_head = head_addr(args.v, b, hk);
     uvec2 dk_head = head_addr(args.dk, b, hk), dv_head = head_addr(args.dv, b, hk);
 
-    uint s_own[OWN];
+    uint s_own[OWN], mask_at[OWN];
     float k[OWN][MINE], value[OWN][MINE], dk[OWN][MINE], dv[OWN][MINE];
     [[unroll]] for (uint v = 0; v < OWN; v++) {
         s_own[v] = s0 + gl_LocalInvocationIndex / PARTS + v * (THREADS / PARTS);
         uint row = min(s_own[v], S - 1);
+        mask_at[v] = args.mask.shape[5] == 1 ? 0 : row;
         LOAD_OWN(k[v], args.k, k_head, row, K_TYPE)
         LOAD_OWN(value[v], args.v, v_head, row, V_TYPE)
         [[unroll]] for (uint i = 0; i < MINE; i++) dk[v][i] = dv[v][i] = 0.0;
@@ -158,8 +163,7 @@ void main() {
                     [[unroll]] for (uint i = 0; i < MINE; i++) dot += q[i] * k[v][i];
                     [[unroll]] for (uint i = 0; i < MINE; i++) dp += dy[i] * value[v][i];
                     float s = sum_of_parts(dot) * scale;
-                    if (masked)
-                        s += load(mask, args.mask.shape[5] == 1 ? 0 : min(s_own[v], S - 1), MASK_TYPE);
+                    if (masked) s += load(mask, mask_at[v], MASK_TYPE);
                     if (s_own[v] >= seen) s = NEVER;
                     float p = probability(s, l), ds = p * (sum_of_parts(dp) - delta);
                     [[unroll]] for (uint i = 0; i < MINE; i++) dv[v][i] += p * dy[i];
@@ -170,8 +174,8 @@ void main() {
     }
     [[unroll]] for (uint v = 0; v < OWN; v++) {
         if (s_own[v] >= S) continue;
-        STORE_OWN(args.dk, dk_head, s_own[v], scale, dk[v])
-        STORE_OWN(args.dv, dv_head, s_own[v], 1.0, dv[v])
+        STORE_OWN(args.dk, dk_head, s_own[v], scale, dk[v], DK_TYPE)
+        STORE_OWN(args.dv, dv_head, s_own[v], 1.0, dv[v], DV_TYPE)
     }
 }
 #endif

@@ -2,7 +2,7 @@
 //
 // Three forms, chosen when the module is built:
 //   (none)  for GPUs: x and w tiles in shared memory, each invocation keeps ROWS x COLS sums in
-//           registers (groups of 4 x 4, so that shared memory is read in vectors without conflicts).
+//           registers (in groups of 4 x 4: shared memory is read in vectors, without conflicts).
 //   LANES   for devices whose subgroups are the vector registers of a CPU; one subgroup of 8 per
 //           tile. A lane keeps COLS columns of w; x comes from the other lanes by broadcasts. Both
 //           are gathered straight from memory (the dear operation there), a whole cache line per
@@ -11,7 +11,7 @@
 //   THIN    for M <= 8: memory-bound; the invocations share out K, and add up at the end.
 //
 // Out-of-range elements are never read: indices are clamped to the last valid element, and what
-// lies past K is replaced by 0 in both operands (an infinity of one must not meet a 0 of the other).
+// lies past K is replaced by 0 in both operands (an infinity of one must not meet the other's 0).
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #ifdef LANES
@@ -123,8 +123,9 @@ void main() {
     if (me >= M_PER * N_PER || i >= rows || j >= cols) return;
     float sum = 0.0;
     for (uint t = 0; t < THREADS; t++) sum += parts[t * 33 + me];
-    finish(tensor_addr(args.bias), at_row(args.gate, b, m0, GATE_TYPE),
-           at_row(args.residual, b, m0, RESIDUAL_TYPE), at_row(args.y, b, m0, Y_TYPE), i, n0 + j, sum);
+    uvec2 residual = at_row(args.residual, b, m0, RESIDUAL_TYPE);
+    finish(tensor_addr(args.bias), at_row(args.gate, b, m0, GATE_TYPE), residual,
+           at_row(args.y, b, m0, Y_TYPE), i, n0 + j, sum);
 }
 
 #elif defined(LANES)
@@ -182,20 +183,23 @@ void main() {
         uint lines = K / 16;
         for (uint line = 0; line < lines; line++) {
             float wv[COLS][16];
-            [[unroll]] for (uint j = 0; j < COLS; j++) load_line(w[j], tw, w_stride, line, wt, wv[j]);
+            [[unroll]] for (uint j = 0; j < COLS; j++)
+                load_line(w[j], tw, w_stride, line, wt, wv[j]);
             [[unroll]] for (uint i = 0; i < ROWS / 8; i++) {
                 float xv[16];
                 load_line(x[i], tx, x_stride, line, xt, xv);
                 [[unroll]] for (uint u = 0; u < 16; u++)
                     [[unroll]] for (uint r = 0; r < 8; r++) {
                         float one = subgroupBroadcast(xv[u], r);
-                        [[unroll]] for (uint j = 0; j < COLS; j++) acc[8 * i + r][j] += one * wv[j][u];
+                        [[unroll]] for (uint j = 0; j < COLS; j++)
+                            acc[8 * i + r][j] += one * wv[j][u];
                     }
             }
         }
         for (uint k = 16 * lines; k < K; k++) {
             float wv[COLS];
-            [[unroll]] for (uint j = 0; j < COLS; j++) wv[j] = load_one(w[j], tw, w_stride, k, wt);
+            [[unroll]] for (uint j = 0; j < COLS; j++)
+                wv[j] = load_one(w[j], tw, w_stride, k, wt);
             [[unroll]] for (uint i = 0; i < ROWS / 8; i++) {
                 float xv = load_one(x[i], tx, x_stride, k, xt);
                 [[unroll]] for (uint r = 0; r < 8; r++) {
@@ -300,7 +304,8 @@ void main() {
                 [[unroll]] for (uint i = 0; i < ROWS; i++) xv[i] = xs[k * X_LINE + row_of(i)];
                 [[unroll]] for (uint j = 0; j < COLS; j++) wv[j] = ws[k * W_LINE + col_of(j)];
                 [[unroll]] for (uint i = 0; i < ROWS; i++)
-                    [[unroll]] for (uint j = 0; j < COLS; j++) acc[i][j] = fma(xv[i], wv[j], acc[i][j]);
+                    [[unroll]] for (uint j = 0; j < COLS; j++)
+                        acc[i][j] = fma(xv[i], wv[j], acc[i][j]);
             }
         }
     }
@@ -313,9 +318,10 @@ void main() {
     // stands here ROWS times only.
     [[unroll]] for (uint i = 0; i < ROWS; i++) {
         barrier();
-        [[unroll]] for (uint j = 0; j < COLS; j++) xs[row_of(0) / 4 * TILE_5 + col_of(j)] = acc[i][j];
+        uint line = row_of(0) / 4 * TILE_5;
+        [[unroll]] for (uint j = 0; j < COLS; j++) xs[line + col_of(j)] = acc[i][j];
         barrier();
-        [[dont_unroll]] for (uint e = gl_LocalInvocationIndex; e < TILE_4 / ROWS * TILE_5; e += THREADS) {
+        [[dont_unroll]] for (uint e = gl_LocalInvocationIndex; e < Y_BLOCK; e += THREADS) {
             uint m = e / TILE_5 * 4 + i / 4 * (4 * TILE_4 / ROWS) + i % 4, n = e % TILE_5;
             if (m < rows && n < cols) finish(bias, gate, residual, y, m, n, xs[e]);
         }

@@ -72,7 +72,8 @@ void main() {
             if (!tensor_absent(args.bias)) v += load(tensor_addr(args.bias), i, BIAS_TYPE);
             if (!tensor_absent(args.scale))
                 v *= 1.0 + load(scale, args.scale.shape[5] == 1 ? 0 : i, SCALE_TYPE);
-            if (!tensor_absent(args.shift)) v += load(shift, args.shift.shape[5] == 1 ? 0 : i, SHIFT_TYPE);
+            if (!tensor_absent(args.shift))
+                v += load(shift, args.shift.shape[5] == 1 ? 0 : i, SHIFT_TYPE);
             store(y, i, Y_TYPE, act_value(ACT, v));
         }
     }

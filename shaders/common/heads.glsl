@@ -54,22 +54,25 @@ float load_dim(uvec2 row, uint d, uint dtype) {
         uvec2 row_ = addr_add(HEAD, ROW, T.stride[3], TYPE);                                      \
         [[unroll]] for (uint i_ = 0; i_ < MINE; i_++) OUT[i_] = load_dim(row_, dim_of(i_), TYPE); \
     }
-#ifdef LANES // rolled: a scattered store is much code there
-#define STORE_OWN(T, HEAD, ROW, FACTOR, IN)                                                       \
-    {                                                                                             \
-        uvec2 row_ = addr_add(HEAD, ROW, T.stride[3], T.dtype);                                   \
-        float out_[MINE];                                                                         \
-        [[unroll]] for (uint i_ = 0; i_ < MINE; i_++) out_[i_] = FACTOR * IN[i_];                 \
-        [[dont_unroll]] for (uint i_ = 0; i_ < D; i_++) store(row_, i_, T.dtype, out_[i_]);       \
-    }
+// Rolled where rows are long and on the CPU, where a store is much code.
+#ifdef LANES
+const bool ROLLED = true;
 #else
-#define STORE_OWN(T, HEAD, ROW, FACTOR, IN)                                                       \
-    {                                                                                             \
-        uvec2 row_ = addr_add(HEAD, ROW, T.stride[3], T.dtype);                                   \
-        [[unroll]] for (uint i_ = 0; i_ < MINE; i_++)                                             \
-            if (dim_of(i_) < D) store(row_, dim_of(i_), T.dtype, FACTOR * IN[i_]);                \
-    }
+const bool ROLLED = MINE > 64;
 #endif
+#define STORE_OWN(T, HEAD, ROW, FACTOR, IN, TYPE)                                                 \
+    {                                                                                             \
+        uvec2 row_ = addr_add(HEAD, ROW, T.stride[3], TYPE);                                      \
+        if (ROLLED) {                                                                             \
+            float out_[MINE];                                                                     \
+            [[unroll]] for (uint i_ = 0; i_ < MINE; i_++) out_[i_] = FACTOR * IN[i_];             \
+            [[dont_unroll]] for (uint i_ = 0; i_ < MINE; i_++)                                    \
+                if (dim_of(i_) < D) store(row_, dim_of(i_), TYPE, out_[i_]);                      \
+        } else {                                                                                  \
+            [[unroll]] for (uint i_ = 0; i_ < MINE; i_++)                                         \
+                if (dim_of(i_) < D) store(row_, dim_of(i_), TYPE, FACTOR * IN[i_]);               \
+        }                                                                                         \
+    }
 
 #ifdef LANES
 // Row ROW of the others, whole, in every invocation.
