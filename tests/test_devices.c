@@ -7,20 +7,12 @@
 #include <setjmp.h>
 #include <stdlib.h>
 
-#include <cmocka.h>
+#include "tests/check.h"
 
 #ifndef KILN_SOURCE_DIR
 #define KILN_SOURCE_DIR "."
 #endif
 #define GOLDEN KILN_SOURCE_DIR "/tests/golden/"
-
-#define CHECK(expression)                      \
-    do {                                       \
-        if (!(expression)) {                   \
-            err_print(&err, stderr);           \
-            fail_msg("%s", #expression);       \
-        }                                      \
-    } while (0)
 
 static Device *open_device(const char *id, const DeviceOptions *options) {
     Error err = {0};

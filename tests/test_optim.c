@@ -8,15 +8,7 @@
 #include <setjmp.h>
 #include <stdlib.h>
 
-#include <cmocka.h>
-
-#define CHECK(expression)                      \
-    do {                                       \
-        if (!(expression)) {                   \
-            err_print(&err, stderr);           \
-            fail_msg("%s", #expression);       \
-        }                                      \
-    } while (0)
+#include "tests/check.h"
 
 static void near(double got, double want, double tolerance) {
     if (!(fabs(got - want) <= tolerance)) fail_msg("expected %.12g, found %.12g", want, got);

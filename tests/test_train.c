@@ -12,15 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
-#define CHECK(expression)                      \
-    do {                                       \
-        if (!(expression)) {                   \
-            err_print(&err, stderr);           \
-            fail_msg("%s", #expression);       \
-        }                                      \
-    } while (0)
+#include "tests/check.h"
 
 enum { PICTURES = 40, BATCH = 8, EPOCHS = 4, STEPS = PICTURES / BATCH * EPOCHS, SAVE_STEPS = 3 };
 
