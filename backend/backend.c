@@ -210,6 +210,11 @@ bool dev_read(Buffer *src, uint64_t offset, void *data, uint64_t size, Error *er
     return size == 0 || src->dev->impl->read(src, offset, data, size, err);
 }
 
+bool dev_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err) {
+    if (!check_range(dst, offset, size, err)) return false;
+    return size == 0 || dst->dev->impl->upload(dst, offset, data, size, err);
+}
+
 bool dev_fill(Buffer *dst, uint64_t offset, uint64_t size, uint32_t pattern, Error *err) {
     if (!check_range(dst, offset, size, err)) return false;
     if (offset % 4 || size % 4)

@@ -2,7 +2,7 @@
 // programs. One Device per physical device and user; several may live side by side.
 //
 // Thread-safety: a Device and all that belongs to it is used by one thread at a time, except
-// dev_memory, which any thread may call.
+// dev_memory and dev_upload, which any thread may call.
 #ifndef KILN_BACKEND_H
 #define KILN_BACKEND_H
 
@@ -41,6 +41,7 @@ typedef struct DeviceOptions {
     // Tests: fail the n-th allocation (1 = first; 0 = none), lose the device at the n-th submission.
     int fail_allocation, lose_at_submit;
     uint64_t max_buffer; // tests: pretend that the largest buffer is this small; 0: as it is
+    bool staged_uploads; // tests: dev_upload goes through staging also where the host sees the memory
 } DeviceOptions;
 
 typedef struct MemoryStats {
@@ -70,6 +71,12 @@ uint64_t buf_size(const Buffer *buf);
 bool dev_write(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
 bool dev_read(Buffer *src, uint64_t offset, void *data, uint64_t size, Error *err);
 bool dev_fill(Buffer *dst, uint64_t offset, uint64_t size, uint32_t pattern, Error *err); // by 4 bytes
+// From any thread, beside programs that run: not ordered against them nor against dev_write. The
+// caller guarantees that no program under way touches the range, and that the buffer stays. Returns
+// when the data is there, for programs submitted from then on. Vulkan: straight into memory that the
+// host sees, else by a transfer queue of its own (or the one queue, in turn) through bounded staging
+// that dev_info counts in staging_bytes; several uploads at once take turns.
+bool dev_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
 
 // ---- programs ---------------------------------------------------------------------------------
 // A program is a fixed list of op calls, checked, bound to kernels and recorded once (Vulkan:

@@ -20,6 +20,8 @@ typedef struct DeviceImpl {
     void (*buf_done)(Buffer *buf);
     bool (*write)(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
     bool (*read)(Buffer *src, uint64_t offset, void *data, uint64_t size, Error *err);
+    // Called from any thread, at any time between open and close.
+    bool (*upload)(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
     bool (*fill)(Buffer *dst, uint64_t offset, uint64_t size, uint32_t pattern, Error *err);
     // prog->steps (calls, barriers, chosen rows) are set; fills prog->state.
     bool (*prog_init)(Program *prog, Error *err);
@@ -39,7 +41,7 @@ struct Device {
     MemoryStats memory;
     Mutex *memory_lock;
     int allocations, submits; // counted for the injected failures
-    bool lost;                // after device loss everything but closing fails
+    _Atomic bool lost;        // after device loss everything but closing fails; set by any thread
     void *state;
 };
 

@@ -402,7 +402,14 @@ static void test_transfers(void **state) {
         assert_memory_equal(data + 1, back, 5000);
         assert_true(dev_read(b, SIZE - 5, back, 5, &err));
         assert_memory_equal(data + SIZE - 5, back, 5);
+        assert_true(dev_upload(b, 3, data + 99, SIZE - 99 - 3, &err));
+        memmove(data + 3, data + 99, SIZE - 99 - 3);
+        assert_true(dev_read(b, 0, back, SIZE - 99, &err));
+        assert_memory_equal(data, back, SIZE - 99);
         assert_true(dev_write(b, SIZE, data, 0, &err)); // nothing, at the end
+        assert_true(dev_upload(b, SIZE, data, 0, &err));
+        assert_false(dev_upload(b, SIZE - 3, data, 4, &err));
+        assert_false(dev_upload(b, UINT64_MAX, data, 2, &err));
         assert_false(dev_write(b, SIZE - 3, data, 4, &err));
         assert_false(dev_read(b, UINT64_MAX, back, 2, &err));
         assert_false(dev_read(b, 0, back, UINT64_MAX, &err));

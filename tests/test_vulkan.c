@@ -263,6 +263,71 @@ static void transfers_pass_the_staging_buffer(void **state) {
     free(back);
 }
 
+// Two threads fill each half of a slot while programs read the other slot: what a program finds is
+// what was uploaded before it was submitted, whole.
+typedef struct Uploader {
+    Buffer *to;
+    uint64_t offset;
+    const void *data;
+    uint64_t size;
+    bool ok;
+} Uploader;
+
+static void run_upload(void *arg) {
+    Uploader *u = arg;
+    u->ok = dev_upload(u->to, u->offset, u->data, u->size, NULL);
+}
+
+static void uploads_beside_programs(void **state) {
+    (void)state;
+    enum { N = 300007, ROUNDS = 6, HALF = 4 * (N / 2) };
+    float *data = malloc(2 * 4 * N), *got = malloc(4 * N);
+    for (int staged = 0; staged < 2; staged++) {
+        Error err = {0};
+        // 8 MiB of budget leave 512 KiB of staging: each upload takes several rounds.
+        Device *dev = open_device("vulkan", &(DeviceOptions){.budget = 8u << 20, .validate = 1,
+                                                             .staged_uploads = staged});
+        uint64_t at_first = dev_memory(dev).used;
+        assert_int_equal(at_first, dev_info(dev)->staging_bytes);
+        Buffer *ring = buf_new(dev, 2 * 4 * N, "slots", &err);
+        Buffer *out = buf_new(dev, 4 * N, "out", &err);
+        Program *progs[2];
+        for (int i = 0; i < 2; i++) {
+            TensorRef slot = tensor(ring, 4 * N * (uint64_t)i, DT_F32, 1, DIMS(N));
+            TensorRef doubled = tensor(out, 0, DT_F32, 1, DIMS(N));
+            ProgramStep step = {.call = {.op = OP_EWISE, .params.ewise = {.alpha = 2},
+                                         .t = {[ewise_x] = slot, [ewise_o] = doubled}}};
+            progs[i] = prog_new(dev, &step, 1, &err);
+            OK(progs[i]);
+        }
+        for (int i = 0; i < N; i++) data[i] = (float)i;
+        OK(dev_upload(ring, 0, data, 4 * N, &err));
+        for (int round = 0; round < ROUNDS; round++) {
+            int now = round % 2, next = 1 - now;
+            OK(prog_submit(progs[now], &err));
+            float *fresh = data + N * next;
+            for (int i = 0; i < N; i++) fresh[i] = (float)(i + round + 1);
+            uint64_t to = 4 * N * (uint64_t)next;
+            Uploader up[2] = {{ring, to, fresh, HALF, false},
+                              {ring, to + HALF, (char *)fresh + HALF, 4 * N - HALF, false}};
+            Thread *threads[2];
+            for (int i = 0; i < 2; i++) threads[i] = thread_start(NULL, run_upload, &up[i]);
+            OK(dev_read(out, 0, got, 4 * N, &err));
+            for (int i = 0; i < 2; i++) thread_join(threads[i]);
+            assert_true(up[0].ok && up[1].ok);
+            for (int i = 0; i < N; i++) assert_true(got[i] == 2 * (float)(i + round));
+        }
+        uint64_t programs = prog_bytes(progs[0]) + prog_bytes(progs[1]);
+        assert_int_equal(dev_memory(dev).used, at_first + 3 * 4 * N + programs);
+        for (int i = 0; i < 2; i++) prog_free(progs[i]);
+        buf_free(ring);
+        buf_free(out);
+        dev_close(dev);
+    }
+    free(data);
+    free(got);
+}
+
 static void grids_past_65535(void **state) {
     (void)state;
     Error err = {0};
@@ -574,6 +639,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(cutting_changes_no_bit),
         cmocka_unit_test(recording_anew_changes_no_bit),
         cmocka_unit_test(transfers_pass_the_staging_buffer),
+        cmocka_unit_test(uploads_beside_programs),
         cmocka_unit_test(grids_past_65535),
         cmocka_unit_test(freeing_waits_for_work),
         cmocka_unit_test(cancel_stops_soon),

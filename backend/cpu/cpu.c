@@ -191,6 +191,13 @@ static bool buf_read(Buffer *src, uint64_t offset, void *data, uint64_t n, Error
     return true;
 }
 
+// Not ordered against programs, so that it may come from any thread.
+static bool buf_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t n, Error *err) {
+    (void)err;
+    memcpy(host(dst, offset), data, (size_t)n);
+    return true;
+}
+
 static bool buf_fill(Buffer *dst, uint64_t offset, uint64_t n, uint32_t pattern, Error *err) {
     if (!flush(dst->dev, NULL, err)) return false;
     char *to = host(dst, offset);
@@ -218,7 +225,7 @@ static bool row_fits(const Device *dev, int row, const OpCall *call, char why[12
 const DeviceImpl cpu_impl = {
     .backend = "cpu", .list = cpu_list, .open = cpu_open, .close = cpu_close,
     .buf_init = buf_init, .buf_done = buf_done, .write = buf_write, .read = buf_read,
-    .fill = buf_fill, .prog_init = prog_init, .prog_done = prog_done,
+    .upload = buf_upload, .fill = buf_fill, .prog_init = prog_init, .prog_done = prog_done,
     .prog_bytes_for = no_bytes, .submit = submit, .wait = flush,
     .row_count = row_count, .row_name = row_name, .row_fits = row_fits,
 };
@@ -226,7 +233,7 @@ const DeviceImpl cpu_impl = {
 const DeviceImpl ref_impl = {
     .backend = "ref", .list = ref_list, .open = ref_open, .close = cpu_close,
     .buf_init = buf_init, .buf_done = buf_done, .write = buf_write, .read = buf_read,
-    .fill = buf_fill, .prog_init = prog_init, .prog_done = prog_done,
+    .upload = buf_upload, .fill = buf_fill, .prog_init = prog_init, .prog_done = prog_done,
     .prog_bytes_for = no_bytes, .submit = submit, .wait = flush,
     .row_count = row_count, .row_name = row_name, .row_fits = row_fits,
 };

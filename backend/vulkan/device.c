@@ -1,6 +1,8 @@
 // device.c: one opened device: logical device, queue, the results of Vulkan calls, the vtable.
 #include "backend/vulkan/vk.h"
 
+#include <stdatomic.h>
+
 // ---- results ----------------------------------------------------------------------------------
 
 const char *vk_result_name(VkResult result) {
@@ -51,21 +53,40 @@ void vk_full_barrier(VkState *s, VkCommandBuffer cmd) {
     s->vk.vkCmdPipelineBarrier(cmd, stages, stages, 0, 1, &barrier, 0, NULL, 0, NULL);
 }
 
-bool vk_submit_cmd(VkState *s, VkCommandBuffer cmd, const char *what, Error *err) {
-    uint64_t value = s->submitted + 1;
+bool vk_queue_submit(VkState *s, VkQueue queue, VkCommandBuffer cmd, VkSemaphore wait,
+                     uint64_t wait_value, VkSemaphore signal, uint64_t value, const char *what,
+                     Error *err) {
+    const VkPipelineStageFlags stages = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT;
     VkTimelineSemaphoreSubmitInfo timeline = {
         .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
+        .waitSemaphoreValueCount = wait_value > 0,
+        .pWaitSemaphoreValues = &wait_value,
         .signalSemaphoreValueCount = 1,
         .pSignalSemaphoreValues = &value};
     VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
                            .pNext = &timeline,
+                           .waitSemaphoreCount = wait_value > 0,
+                           .pWaitSemaphores = &wait,
+                           .pWaitDstStageMask = &stages,
                            .commandBufferCount = 1,
                            .pCommandBuffers = &cmd,
                            .signalSemaphoreCount = 1,
-                           .pSignalSemaphores = &s->timeline};
-    if (!vk_ok(s, s->vk.vkQueueSubmit(s->queue, 1, &submit, VK_NULL_HANDLE), what, 0, err))
+                           .pSignalSemaphores = &signal};
+    mutex_lock(s->queue_lock);
+    VkResult result = s->vk.vkQueueSubmit(queue, 1, &submit, VK_NULL_HANDLE);
+    mutex_unlock(s->queue_lock);
+    return vk_ok(s, result, what, 0, err);
+}
+
+bool vk_submit_cmd(VkState *s, VkCommandBuffer cmd, const char *what, Error *err) {
+    // What was uploaded is made visible to this queue by a wait, though it has long ended.
+    uint64_t uploaded = atomic_load(&s->uploads.done);
+    if (!vk_queue_submit(s, s->queue, cmd, s->uploads.timeline,
+                         uploaded > s->uploads_seen ? uploaded : 0, s->timeline, s->submitted + 1,
+                         what, err))
         return false;
-    s->submitted = value;
+    s->uploads_seen = uploaded;
+    s->submitted++;
     return true;
 }
 
@@ -73,11 +94,18 @@ bool vk_submit_cmd(VkState *s, VkCommandBuffer cmd, const char *what, Error *err
 
 static bool create_device(VkState *s, Error *err) {
     const PhysicalDevice *p = &s->physical;
-    float priority = 1;
-    VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
-                                     .queueFamilyIndex = p->queue_family,
-                                     .queueCount = 1,
-                                     .pQueuePriorities = &priority};
+    const float priority[2] = {1, 1};
+    bool apart = p->upload_family != p->queue_family;
+    VkDeviceQueueCreateInfo queues[2] = {
+        {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+         .queueFamilyIndex = p->queue_family,
+         .queueCount = apart ? 1 : 1 + p->upload_index,
+         .pQueuePriorities = priority},
+        {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+         .queueFamilyIndex = p->upload_family,
+         .queueCount = 1,
+         .pQueuePriorities = priority},
+    };
     VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT,
         .subgroupSizeControl = VK_TRUE};
@@ -96,8 +124,8 @@ static bool create_device(VkState *s, Error *err) {
     const char *extensions[2];
     VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                .pNext = &v11,
-                               .queueCreateInfoCount = 1,
-                               .pQueueCreateInfos = &queue,
+                               .queueCreateInfoCount = apart ? 2 : 1,
+                               .pQueueCreateInfos = queues,
                                .ppEnabledExtensionNames = extensions};
     if (p->subgroup_size && !p->api13) // part of Vulkan itself since 1.3
         extensions[info.enabledExtensionCount++] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
@@ -107,6 +135,7 @@ static bool create_device(VkState *s, Error *err) {
     if (!vk_ok(s, result, "opening the device", 0, err)) return false;
     volkLoadDeviceTable(&s->vk, s->device);
     s->vk.vkGetDeviceQueue(s->device, p->queue_family, 0, &s->queue);
+    s->vk.vkGetDeviceQueue(s->device, p->upload_family, p->upload_index, &s->uploads.queue);
     return true;
 }
 
@@ -126,7 +155,7 @@ static bool create_objects(VkState *s, Error *err) {
                  0, err) &&
            vk_ok(s, s->vk.vkCreateSemaphore(s->device, &semaphore, NULL, &s->timeline),
                  "a semaphore", 0, err) &&
-           pipelines_open(s, err) && staging_open(s, err);
+           pipelines_open(s, err) && staging_open(s, err) && uploads_open(s, err);
 }
 
 static void device_close(Device *dev) {
@@ -140,6 +169,7 @@ static void device_close(Device *dev) {
         s->pending_count = 0;
         s->vk.vkDeviceWaitIdle(s->device);
         programs_free_all(s);
+        uploads_close(s);
         staging_close(s);
         memory_free_all(s); // buffers that their owner left to the device
         pipelines_close(s);
@@ -155,6 +185,7 @@ static bool device_open(Device *dev, int index, Error *err) {
     VkState *s = MEM_NEW(dev, VkState);
     dev->state = s;
     s->dev = dev;
+    s->queue_lock = mutex_new(s);
     PhysicalDevice found[16];
     bool ok = instance_open(&s->instance, dev->options.validate, dev->options.log, s, err);
     if (ok) {
@@ -224,6 +255,7 @@ const DeviceImpl vulkan_impl = {
     .write = vk_write,
     .read = vk_read,
     .fill = vk_fill,
+    .upload = vk_upload,
     .prog_init = vk_prog_init,
     .prog_done = vk_prog_done,
     .prog_bytes_for = vk_prog_bytes_for,

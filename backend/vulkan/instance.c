@@ -206,6 +206,18 @@ static bool choose_family(const Instance *instance, PhysicalDevice *p) {
     if (best < 0) return false;
     p->queue_family = (uint32_t)best;
     p->timestamp_bits = families[best].timestampValidBits;
+    // Uploads: a family that does nothing else (a copy engine), else a second queue of this one.
+    p->upload_family = p->queue_family;
+    p->upload_index = families[best].queueCount > 1;
+    const VkQueueFlags busy = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_GRAPHICS_BIT;
+    for (uint32_t i = 0; i < n && p->upload_family == p->queue_family; i++) {
+        VkQueueFlags flags = families[i].queueFlags;
+        if (!(flags & VK_QUEUE_TRANSFER_BIT) || flags & (busy | VK_QUEUE_PROTECTED_BIT) ||
+            families[i].queueCount == 0)
+            continue;
+        p->upload_family = i;
+        p->upload_index = 0;
+    }
     return true;
 }
 

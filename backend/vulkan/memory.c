@@ -58,14 +58,20 @@ static bool allocate(VkState *s, Allocation *a, MemoryUse use, const char *what,
     if (!vk_ok(s, s->vk.vkAllocateMemory(s->device, &info, NULL, &a->memory), what, a->size, err) ||
         !vk_ok(s, s->vk.vkBindBufferMemory(s->device, a->buffer, a->memory, 0), what, a->size, err))
         return false;
-    a->coherent = s->heaps.memoryTypes[type].propertyFlags & VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+    const VkMemoryPropertyFlags coherent = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |
+                                           VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+    a->coherent = (s->heaps.memoryTypes[type].propertyFlags & coherent) == coherent;
     if (use == MEMORY_STAGING)
         return vk_ok(s, s->vk.vkMapMemory(s->device, a->memory, 0, VK_WHOLE_SIZE, 0,
                                           (void **)&a->mapped), what, a->size, err);
     VkBufferDeviceAddressInfo address = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO,
                                          .buffer = a->buffer};
     a->address = s->vk.vkGetBufferDeviceAddress(s->device, &address);
-    return true;
+    // Where the host sees tensors anyway (integrated devices, drivers on the CPU), uploads write
+    // them in place.
+    if (!a->coherent || s->dev->options.staged_uploads) return true;
+    return vk_ok(s, s->vk.vkMapMemory(s->device, a->memory, 0, VK_WHOLE_SIZE, 0,
+                                      (void **)&a->mapped), what, a->size, err);
 }
 
 bool memory_new(VkState *s, Allocation *a, uint64_t size, MemoryUse use, const char *what,
@@ -75,6 +81,14 @@ bool memory_new(VkState *s, Allocation *a, uint64_t size, MemoryUse use, const c
                                .size = size,
                                .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
                                         VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+    // Shared by both families, where uploads have their own: an exclusive buffer would have to be
+    // handed over for each upload.
+    const uint32_t families[] = {s->physical.queue_family, s->physical.upload_family};
+    if (families[0] != families[1]) {
+        info.sharingMode = VK_SHARING_MODE_CONCURRENT;
+        info.queueFamilyIndexCount = 2;
+        info.pQueueFamilyIndices = families;
+    }
     if (use == MEMORY_DEVICE)
         info.usage |=
             VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT;
@@ -125,9 +139,9 @@ static uint64_t staging_size(uint64_t budget, uint64_t full) {
 bool staging_open(VkState *s, Error *err) {
     const uint64_t page = 4096;
     uint64_t bytes = staging_size(s->dev->memory.budget, s->physical.info.staging_bytes);
-    s->slot_bytes = MAX(bytes / STAGING_SLOTS / page, 1) * page;
+    s->slot_bytes = MAX(bytes / (STAGING_SLOTS + UPLOAD_SLOTS) / page, 1) * page;
     s->slot_bytes = align_up(s->slot_bytes, MAX(s->physical.atom, 1));
-    bytes = s->slot_bytes * STAGING_SLOTS;
+    bytes = s->slot_bytes * (STAGING_SLOTS + UPLOAD_SLOTS);
     if (!dev_claim(s->dev, bytes, "staging", err)) return false;
     s->staging_claimed = bytes;
     s->dev->info.staging_bytes = bytes;
@@ -149,8 +163,7 @@ void staging_close(VkState *s) {
     s->staging_claimed = 0;
 }
 
-// Host and device caches agree only after this, where the memory is not coherent.
-static bool sync_staging(VkState *s, int slot, bool to_device, Error *err) {
+bool sync_slot(VkState *s, int slot, bool to_device, Error *err) {
     if (s->staging.coherent) return true;
     VkMappedMemoryRange range = {.sType = VK_STRUCTURE_TYPE_MAPPED_MEMORY_RANGE,
                                  .memory = s->staging.memory,
@@ -190,7 +203,7 @@ bool upload(VkState *s, VkBuffer dst, uint64_t offset, const void *data, uint64_
                              .dstOffset = offset + done,
                              .size = MIN(size - done, s->slot_bytes)};
         memcpy(s->staging.mapped + copy.srcOffset, (const uint8_t *)data + done, copy.size);
-        if (!sync_staging(s, slot, true, err)) return false;
+        if (!sync_slot(s, slot, true, err)) return false;
         s->vk.vkCmdCopyBuffer(s->slots[slot].cmd, s->staging.buffer, dst, 1, &copy);
         if (!submit_slot(s, slot, "an upload", err)) return false;
         done += copy.size;
@@ -235,7 +248,7 @@ static bool download(VkState *s, VkBuffer src, uint64_t offset, uint8_t *data, u
         under_way--;
         uint64_t part = MIN(size - done, s->slot_bytes);
         if (!vk_wait_value(s, s->slots[slot].value, NULL, err) ||
-            !sync_staging(s, slot, false, err))
+            !sync_slot(s, slot, false, err))
             return false;
         memcpy(data + done, s->staging.mapped + (uint64_t)slot * s->slot_bytes, part);
         done += part;

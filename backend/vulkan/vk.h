@@ -4,12 +4,14 @@
 //   instance.c  the loader, instances, physical devices and their limits
 //   device.c    one opened device: logical device, queue, results of calls; the backend's vtable
 //   memory.c    buffers, staging, transfers
+//   upload.c    uploads from any thread, beside the programs
 //   pipeline.c  pipelines from kernel rows, and their cache on disk
 //   program.c   recording, submissions, waiting
 //   kernels.c   the rows
 //
-// One queue and one timeline semaphore per device: each submission signals the next number, so
-// "is it done?" is a comparison, and order is the order of submission.
+// One queue and one timeline semaphore for programs and transfers: each submission signals the next
+// number, so "is it done?" is a comparison, and order is the order of submission. Uploads from other
+// threads have a semaphore of their own, and a queue of their own where there is one.
 #ifndef KILN_VULKAN_VK_H
 #define KILN_VULKAN_VK_H
 
@@ -48,6 +50,7 @@ typedef struct PhysicalDevice {
     VkPhysicalDevice handle;
     DeviceInfo info;
     uint32_t queue_family, timestamp_bits;
+    uint32_t upload_family, upload_index;    // the queue for uploads; the same one: no other there
     float timestamp_period;                  // nanoseconds per tick
     VkDeviceSize atom;                       // nonCoherentAtomSize
     uint32_t max_groups, max_threads;        // per dispatch; per workgroup
@@ -66,7 +69,19 @@ int instance_devices(const Instance *instance, PhysicalDevice *out, int max, con
 uint64_t instance_memory_free(const Instance *instance, const PhysicalDevice *physical);
 bool messages_check(Messages *messages, const char *device, Error *err); // false: there was one
 
-enum { STAGING_SLOTS = 4, IN_FLIGHT_MAX = 16, ROW_RATES = 256 };
+enum { STAGING_SLOTS = 4, UPLOAD_SLOTS = 4, IN_FLIGHT_MAX = 16, ROW_RATES = 256 };
+
+// The queue, pool, slots and semaphore of dev_upload. Under its lock, except `done`.
+typedef struct Uploads {
+    Mutex *lock;
+    VkQueue queue;
+    VkCommandPool pool;
+    VkSemaphore timeline;
+    struct Slot *slots; // UPLOAD_SLOTS, the last ones of the staging buffer
+    uint64_t submitted;
+    int next_slot;
+    _Atomic uint64_t done; // finished up to here
+} Uploads;
 
 // A part of the staging buffer with the command buffer that moves it.
 typedef struct Slot {
@@ -101,6 +116,7 @@ typedef struct VkState {
     struct VolkDeviceTable vk; // the device's functions
     VkPhysicalDeviceMemoryProperties heaps;
     VkQueue queue;
+    Mutex *queue_lock; // around submissions: uploads may use the same queue
     VkCommandPool pool;
     VkSemaphore timeline;
     uint64_t submitted; // the last number given to a submission
@@ -108,8 +124,10 @@ typedef struct VkState {
 
     Allocation staging;
     uint64_t slot_bytes, staging_claimed;
-    Slot slots[STAGING_SLOTS];
+    Slot slots[STAGING_SLOTS + UPLOAD_SLOTS];
     int next_slot;
+    Uploads uploads;
+    uint64_t uploads_seen; // the queue of programs has waited for uploads up to this number
 
     VkPipelineLayout layout;
     VkPipelineCache cache;
@@ -136,6 +154,10 @@ bool vk_ok(VkState *s, VkResult result, const char *what, uint64_t bytes, Error 
 const char *vk_result_name(VkResult result);
 // Ends the recording of `cmd` and submits it; it signals the next number of the timeline.
 bool vk_submit_cmd(VkState *s, VkCommandBuffer cmd, const char *what, Error *err);
+// Submits to a queue; waits for `wait` to reach its value first (value 0: for nothing).
+bool vk_queue_submit(VkState *s, VkQueue queue, VkCommandBuffer cmd, VkSemaphore wait,
+                     uint64_t wait_value, VkSemaphore signal, uint64_t value, const char *what,
+                     Error *err);
 bool vk_begin(VkState *s, VkCommandBuffer cmd, VkCommandBufferUsageFlags flags, Error *err);
 // Compute and transfers before against all of that after.
 void vk_full_barrier(VkState *s, VkCommandBuffer cmd);
@@ -153,7 +175,14 @@ void vk_buf_done(Buffer *buf);
 bool vk_write(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
 bool vk_read(Buffer *src, uint64_t offset, void *data, uint64_t size, Error *err);
 bool vk_fill(Buffer *dst, uint64_t offset, uint64_t size, uint32_t pattern, Error *err);
+// Host and device caches agree about a slot only after this, where staging is not coherent.
+bool sync_slot(VkState *s, int slot, bool to_device, Error *err);
 bool upload(VkState *s, VkBuffer dst, uint64_t offset, const void *data, uint64_t size, Error *err);
+
+// upload.c
+bool uploads_open(VkState *s, Error *err); // after staging_open
+void uploads_close(VkState *s);
+bool vk_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
 
 // pipeline.c
 bool pipelines_open(VkState *s, Error *err);
