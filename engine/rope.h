@@ -1,0 +1,22 @@
+// rope.h: tables for the op `rope`: cosines and sines of the rotation angles of rotary position
+// embedding (Su et al. 2021), computed in f64 and rounded once.
+//
+// Thread-safety: all functions are pure.
+#ifndef KILN_ENGINE_ROPE_H
+#define KILN_ENGINE_ROPE_H
+
+#include "backend/base.h"
+
+// One position axis of a head: `dim` numbers (even) are rotated by its angles.
+typedef struct RopeAxis {
+    int dim;
+    double theta; // base: pair i turns by position * theta^(-2 i / dim)
+} RopeAxis;
+
+// Pairs per token: half the sum of all dims.
+int rope_pairs(const RopeAxis *axis, int axes);
+// positions [tokens, axes] (numbers, not only whole ones), out [tokens, pairs, 2] (cos, sin), the
+// axes' pairs one after another.
+void rope_table(const RopeAxis *axis, int axes, const double *positions, int64_t tokens, float *out);
+
+#endif
