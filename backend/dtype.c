@@ -1,29 +1,42 @@
 // dtype.c: see dtype.h. Plain bit manipulation: identical on every machine.
 #include "backend/dtype.h"
+#include "backend/quant.h"
 
 #include <math.h>
 
 const DTypeInfo dtype_info[DT_COUNT] = {
-#define DTYPE(id, name, file_name, bytes) {name, file_name, bytes},
+#define DTYPE(id, name, file_name, bytes, block) {name, file_name, bytes, block},
     DTYPES(DTYPE)
 #undef DTYPE
 };
 
+static bool same_word(const char *a, const char *b) { // in any ASCII case
+    for (; *a && *b; a++, b++)
+        if ((*a >= 'A' && *a <= 'Z' ? *a | 32 : *a) != *b) return false;
+    return *a == *b;
+}
+
 bool dtype_parse(const char *name, DType *out) {
+    if (same_word(name, "fp8")) return *out = DT_F8_E4M3, true;
     for (int i = 0; i < DT_COUNT; i++)
-        if (!strcmp(name, dtype_info[i].name)) return *out = (DType)i, true;
+        if (same_word(name, dtype_info[i].name)) return *out = (DType)i, true;
     return false;
 }
 
 bool dtype_parse_file(const char *name, DType *out) {
     for (int i = 0; i < DT_COUNT; i++)
-        if (!strcmp(name, dtype_info[i].file_name)) return *out = (DType)i, true;
+        if (dtype_info[i].file_name && !strcmp(name, dtype_info[i].file_name))
+            return *out = (DType)i, true;
     return false;
 }
 
+bool dtype_bytes_checked(DType t, uint64_t count, uint64_t *bytes) {
+    uint64_t block = (uint64_t)dtype_block(t);
+    return mul_size(count / block + (count % block != 0), (uint64_t)dtype_size(t), bytes);
+}
+
 bool dtype_is_float(DType t) {
-    return t == DT_F32 || t == DT_F16 || t == DT_BF16 || t == DT_F8_E4M3 || t == DT_F8_E5M2 ||
-           t == DT_F64;
+    return t == DT_F32 || t == DT_F16 || t == DT_BF16 || t == DT_F64 || dtype_is_packed(t);
 }
 
 uint16_t f16_from_f32(float x) {
@@ -57,15 +70,47 @@ float f32_from_f16(uint16_t h) {
     return x;
 }
 
-float f32_from_f8_e4m3(uint8_t v) { // OCP e4m3fn: no infinities, 0x7f is NaN, bias 7
-    int exponent = v >> 3 & 15, mantissa = v & 7;
-    float x = exponent == 15 && mantissa == 7 ? NAN
-              : exponent == 0                 ? ldexpf((float)mantissa, -9)
-                                              : ldexpf((float)(8 + mantissa), exponent - 10);
+float f32_from_f8_e4m3(uint8_t v) { // no infinities, 0x7f is NaN, bias 7
+    uint32_t exponent = v >> 3 & 15, mantissa = v & 7;
+    float x;
+    if (exponent == 15 && mantissa == 7) {
+        x = NAN;
+    } else if (exponent == 0) {
+        x = (float)mantissa * 0x1p-9f;
+    } else {
+        uint32_t bits = (exponent + 120) << 23 | mantissa << 20;
+        memcpy(&x, &bits, 4);
+    }
     return v & 0x80 ? -x : x;
 }
 
 float f32_from_f8_e5m2(uint8_t v) { return f32_from_f16((uint16_t)(v << 8)); }
+
+// `mantissa` bits are kept; below the smallest normal number (exponent 1 - bias) numbers are evenly
+// spaced, and adding the power of two whose last bit has that spacing rounds to it.
+static uint8_t f8_from_f32(float x, int mantissa, int bias, uint32_t largest, uint32_t beyond) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint8_t sign = (uint8_t)(bits >> 24 & 0x80);
+    uint32_t mag = bits & 0x7fffffff, drop = 23 - (uint32_t)mantissa, code;
+    if (mag > 0x7f800000) return sign | 0x7f;
+    if (mag < (uint32_t)(128 - bias) << 23) {
+        uint32_t magic = (uint32_t)(128 - bias - mantissa + 23) << 23;
+        float a, m;
+        memcpy(&a, &mag, 4);
+        memcpy(&m, &magic, 4);
+        a += m;
+        memcpy(&code, &a, 4);
+        code -= magic;
+    } else {
+        code = (mag + (1u << (drop - 1)) - 1 + (mag >> drop & 1)) >> drop;
+        code -= (uint32_t)(127 - bias) << mantissa;
+    }
+    return sign | (uint8_t)(code > largest ? beyond : code);
+}
+
+uint8_t f8_e4m3_from_f32(float x) { return f8_from_f32(x, 3, 7, 0x7e, 0x7f); }
+uint8_t f8_e5m2_from_f32(float x) { return f8_from_f32(x, 2, 15, 0x7b, 0x7c); }
 
 float dtype_load(DType t, const void *data, size_t i) {
     switch (t) {
@@ -81,7 +126,7 @@ float dtype_load(DType t, const void *data, size_t i) {
     case DT_I16: return (float)((const int16_t *)data)[i];
     case DT_I64: return (float)((const int64_t *)data)[i];
     case DT_F64: return (float)((const double *)data)[i];
-    default: return NAN;
+    default: return quant_load(t, data, (int64_t)i);
     }
 }
 
@@ -97,14 +142,32 @@ void dtype_store(DType t, void *data, size_t i, float value) {
     case DT_I16: ((int16_t *)data)[i] = (int16_t)value; break;
     case DT_I64: ((int64_t *)data)[i] = (int64_t)value; break;
     case DT_F64: ((double *)data)[i] = (double)value; break;
-    default: break; // fp8 is read, never written, so far
+    case DT_F8_E4M3: ((uint8_t *)data)[i] = f8_e4m3_from_f32(value); break;
+    case DT_F8_E5M2: ((uint8_t *)data)[i] = f8_e5m2_from_f32(value); break;
+    default: break; // blocks are written whole: quant_encode
     }
 }
 
 void dtype_convert(DType to, void *dst, DType from, const void *src, size_t n) {
     if (to == from) {
-        memcpy(dst, src, n * (size_t)dtype_size(to));
+        memcpy(dst, src, (size_t)dtype_bytes(to, n));
         return;
     }
-    for (size_t i = 0; i < n; i++) dtype_store(to, dst, i, dtype_load(from, src, i));
+    if (dtype_block(to) == 1 && dtype_block(from) == 1) {
+        for (size_t i = 0; i < n; i++) dtype_store(to, dst, i, dtype_load(from, src, i));
+        return;
+    }
+    enum { CHUNK = 1024 }; // whole blocks of every type
+    float chunk[CHUNK];
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t count = MIN(n - at, (size_t)CHUNK);
+        const char *in = (const char *)src + dtype_bytes(from, at);
+        char *out = (char *)dst + dtype_bytes(to, at);
+        if (dtype_block(from) > 1) quant_decode(from, in, chunk, (int64_t)count);
+        else
+            for (size_t i = 0; i < count; i++) chunk[i] = dtype_load(from, in, i);
+        if (dtype_block(to) > 1) quant_encode(to, chunk, out, (int64_t)count);
+        else
+            for (size_t i = 0; i < count; i++) dtype_store(to, out, i, chunk[i]);
+    }
 }

@@ -40,7 +40,7 @@ int64_t ref_count(const TensorRef *t) {
 uint64_t ref_extent(const TensorRef *t) {
     int64_t last = 0;
     for (int i = 0; i < t->ndim; i++) last += (t->shape[i] - 1) * t->stride[i];
-    return (uint64_t)(last + 1) * (uint64_t)dtype_size(t->dtype);
+    return dtype_bytes(t->dtype, (uint64_t)last + 1);
 }
 
 bool ref_contiguous(const TensorRef *t) {
@@ -173,7 +173,11 @@ static bool check_layout(const OpCall *call, int operand, Error *err) {
     if (t->ndim && t->shape[t->ndim - 1] > 1 && t->stride[t->ndim - 1] != 1 &&
         !free_last_stride(call->op, role))
         return bad_operand(call, operand, err, "a contiguous last dimension", "a strided one");
-    if (t->offset % (uint64_t)dtype_size(t->dtype))
+    int64_t block = dtype_block(t->dtype);
+    for (int i = 0; block > 1 && i < t->ndim; i++)
+        if ((i == t->ndim - 1 ? t->shape[i] : t->stride[i]) % block)
+            return bad_operand(call, operand, err, "rows of whole blocks", "others");
+    if (t->offset % (uint64_t)dtype_align(t->dtype))
         return bad_operand(call, operand, err, "an aligned offset", "another");
     if (t->buffer->size < t->offset || t->buffer->size - t->offset < ref_extent(t))
         return bad_operand(call, operand, err, "a tensor inside its buffer", "one that reaches past it");
@@ -197,6 +201,7 @@ static bool ranges_overlap(const TensorRef *a, const TensorRef *b) {
 static bool interleaved(const TensorRef *a, const TensorRef *b) {
     if (a->ndim < 2 || a->ndim != b->ndim || a->dtype != b->dtype || a->offset == b->offset)
         return false;
+    if (dtype_block(a->dtype) > 1) return false;
     uint64_t size = (uint64_t)dtype_size(a->dtype);
     for (int i = 0; i + 1 < a->ndim; i++) {
         if (a->stride[i] != b->stride[i] && a->shape[i] > 1 && b->shape[i] > 1) return false;

@@ -80,11 +80,14 @@ static Tensor *make(Graph *g, StorageKind kind, const char *name, DType dtype, i
                     const int64_t *shape) {
     static const int64_t one = 1;
     if (bad_shape(g, ndim, shape)) ndim = 1, shape = &one;
+    if (ndim && shape[ndim - 1] % dtype_block(dtype))
+        g_fail(g, "tensor: expected rows of whole %s blocks of %d, found %lld; take another type",
+               dtype_name(dtype), dtype_block(dtype), (long long)shape[ndim - 1]);
     Tensor *t = MEM_NEW(g, Tensor);
     t->name = name ? mem_strdup(t, name) : NULL;
     t->dtype = dtype;
     set_shape(t, ndim, shape);
-    t->storage = add_storage(g, kind, (uint64_t)tensor_count(t) * (uint64_t)dtype_size(dtype));
+    t->storage = add_storage(g, kind, dtype_bytes(dtype, (uint64_t)tensor_count(t)));
     return add_tensor(g, t);
 }
 

@@ -122,9 +122,8 @@ static bool assign_arena(Plan *plan, const DeviceInfo *info, bool no_alias, Erro
 typedef struct Access { const Param *param; uint64_t start, end; bool write; } Access;
 
 static Access access_of(const Plan *plan, const Tensor *t, int role) {
-    uint64_t size = (uint64_t)dtype_size(t->dtype);
     TensorRef ref = tensor_ref(t);
-    Access a = {t->storage->param, (uint64_t)t->offset * size, 0, role_writes(role)};
+    Access a = {t->storage->param, dtype_bytes(t->dtype, (uint64_t)t->offset), 0, role_writes(role)};
     if (!a.param) a.start += plan->offset[t->storage->id];
     a.end = a.start + ref_extent(&ref);
     return a;

@@ -89,7 +89,7 @@ static bool allocate_arena(Run *run, Error *err) {
 static TensorRef locate(const Plan *plan, const Tensor *t) {
     TensorRef ref = tensor_ref(t);
     const Storage *s = t->storage;
-    uint64_t inside = (uint64_t)t->offset * (uint64_t)dtype_size(t->dtype);
+    uint64_t inside = dtype_bytes(t->dtype, (uint64_t)t->offset);
     if (s->param) {
         ref.buffer = s->param->buffer;
         ref.offset = s->param->offset + inside;

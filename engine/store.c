@@ -48,7 +48,7 @@ int64_t param_count(const Param *p) {
 }
 
 static uint64_t param_bytes(const Param *p) {
-    return (uint64_t)param_count(p) * (uint64_t)dtype_size(p->dtype);
+    return dtype_bytes(p->dtype, (uint64_t)param_count(p));
 }
 
 // Lays the params out in blocks no larger than the device allows; block_bytes[i] receives the
@@ -116,17 +116,17 @@ bool store_commit(Store *store, Error *err) {
 bool tensor_write(Buffer *buffer, uint64_t offset, DType dtype, int64_t count, DType from,
                   const void *data, Error *err) {
     if (from == dtype)
-        return dev_write(buffer, offset, data, (uint64_t)count * (uint64_t)dtype_size(dtype), err);
-    uint8_t *converted = MEM_ARRAY(NULL, uint8_t, count * dtype_size(dtype));
+        return dev_write(buffer, offset, data, dtype_bytes(dtype, (uint64_t)count), err);
+    uint8_t *converted = MEM_ARRAY(NULL, uint8_t, dtype_bytes(dtype, (uint64_t)count));
     dtype_convert(dtype, converted, from, data, (size_t)count);
-    bool ok = dev_write(buffer, offset, converted, (uint64_t)count * (uint64_t)dtype_size(dtype), err);
+    bool ok = dev_write(buffer, offset, converted, dtype_bytes(dtype, (uint64_t)count), err);
     mem_free(converted);
     return ok;
 }
 
 bool tensor_read(Buffer *buffer, uint64_t offset, DType dtype, int64_t count, DType to, void *data,
                  Error *err) {
-    uint64_t bytes = (uint64_t)count * (uint64_t)dtype_size(dtype);
+    uint64_t bytes = dtype_bytes(dtype, (uint64_t)count);
     if (to == dtype) return dev_read(buffer, offset, data, bytes, err);
     uint8_t *raw = MEM_ARRAY(NULL, uint8_t, bytes);
     bool ok = dev_read(buffer, offset, raw, bytes, err);

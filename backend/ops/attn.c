@@ -25,7 +25,7 @@ static Work work_of(const OpCall *c, double products, int q, int k) {
                     (double)t[k].shape[1];
     Work work = {products * 2 * scores * (double)t[q].shape[3], 0};
     for (int i = 0; i < op_info[c->op].operand_count; i++)
-        if (t[i].buffer) work.bytes += (double)ref_count(&t[i]) * dtype_size(t[i].dtype);
+        if (t[i].buffer) work.bytes += (double)dtype_bytes(t[i].dtype, (uint64_t)ref_count(&t[i]));
     return work;
 }
 

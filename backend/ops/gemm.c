@@ -35,6 +35,6 @@ Work op_work_gemm(const OpCall *c) {
     if (t[gemm_x2].buffer) k += (double)t[gemm_x2].shape[2];
     Work work = {2 * outputs * k, 0};
     for (int i = 0; i < gemm_operand_count; i++)
-        if (t[i].buffer) work.bytes += (double)ref_count(&t[i]) * dtype_size(t[i].dtype);
+        if (t[i].buffer) work.bytes += (double)dtype_bytes(t[i].dtype, (uint64_t)ref_count(&t[i]));
     return work;
 }

@@ -71,7 +71,8 @@ static bool is_wide(uint32_t operands, const OpCall *call) {
     for (int i = 0; i < MAX_OPERANDS; i++) {
         const TensorRef *t = &call->t[i];
         if (operands & OPERAND(i) && t->buffer &&
-            ref_extent(t) / (uint64_t)dtype_size(t->dtype) > INT32_MAX)
+            ref_extent(t) / (uint64_t)dtype_size(t->dtype) >
+                (uint64_t)(INT32_MAX / dtype_block(t->dtype)))
             return true;
     }
     return false;

@@ -1,0 +1,20 @@
+// quant.h: the packed types of weights as numbers, and back: GGUF's block types and fp8.
+//
+// Decoding gives the bits that ggml's reference and the `gguf` package give. Encoding of Q8_0, Q4_0,
+// Q4_1, Q5_0 and Q5_1 does too; for the others, whose formats leave the choice of scales open, it
+// searches for the smallest squared error (so files differ in bits from ggml's, not in quality).
+//
+// `n` is a multiple of dtype_block(t). Thread-safety: pure functions.
+#ifndef KILN_QUANT_H
+#define KILN_QUANT_H
+
+#include "backend/dtype.h"
+
+// t: any packed type (dtype_is_packed); data may be aligned to nothing.
+void quant_decode(DType t, const void *data, float *out, int64_t n);
+float quant_load(DType t, const void *data, int64_t index); // one element; NaN for other types
+// t: any packed type. Numbers must be finite; fp8 rounds to nearest even and saturates (a plain
+// conversion, dtype_store, gives NaN or infinity).
+void quant_encode(DType t, const float *x, void *data, int64_t n);
+
+#endif
