@@ -9,7 +9,7 @@ int rope_pairs(const RopeAxis *axis, int axes) {
     return pairs;
 }
 
-void rope_table(const RopeAxis *axis, int axes, const double *positions, int64_t tokens, float *out) {
+void rope_fill(const RopeAxis *axis, int axes, const double *positions, int64_t tokens, float *out) {
     int pairs = rope_pairs(axis, axes);
     double *frequency = MEM_ARRAY(NULL, double, MAX(pairs, 1));
     int k = 0;

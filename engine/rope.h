@@ -17,6 +17,6 @@ typedef struct RopeAxis {
 int rope_pairs(const RopeAxis *axis, int axes);
 // positions [tokens, axes] (numbers, not only whole ones), out [tokens, pairs, 2] (cos, sin), the
 // axes' pairs one after another.
-void rope_table(const RopeAxis *axis, int axes, const double *positions, int64_t tokens, float *out);
+void rope_fill(const RopeAxis *axis, int axes, const double *positions, int64_t tokens, float *out);
 
 #endif
