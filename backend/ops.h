@@ -8,7 +8,9 @@
 #include "backend/ops/adamw.h"
 #include "backend/ops/attn.h"
 #include "backend/ops/attn_bwd.h"
+#include "backend/ops/conv2d.h"
 #include "backend/ops/copy.h"
+#include "backend/ops/dequant.h"
 #include "backend/ops/embed.h"
 #include "backend/ops/embed_bwd.h"
 #include "backend/ops/ewise.h"
@@ -16,6 +18,7 @@
 #include "backend/ops/norm.h"
 #include "backend/ops/norm_bwd.h"
 #include "backend/ops/reduce.h"
+#include "backend/ops/rope.h"
 
 typedef struct TensorArg TensorArg;
 
@@ -113,6 +116,10 @@ bool want_dtype(const OpCall *call, int operand, const DType *allowed, int n, Er
 bool want_float(const OpCall *call, int operand, Error *err); // f32, f16, bf16
 bool want_f32(const OpCall *call, int operand, Error *err);
 bool want_rank(const OpCall *call, int operand, int ndim, Error *err);
+
+// Height or width of a conv2d's result from `n` of x, `r` of the kernel; below 1: none.
+int64_t conv2d_size(int64_t n, int64_t r, const Conv2dParams *p, uint32_t pad_before,
+                    uint32_t pad_after);
 
 // y = act(x), and act'(x), in f64: the truth that every fused or separate activation is held to.
 double act_value(uint32_t act, double x);

@@ -324,3 +324,6 @@ void vjp_attn_bwd(Graph *g, Node *n, Tensor *dy) { (void)n, (void)dy, no_rule(g,
 void vjp_norm_bwd(Graph *g, Node *n, Tensor *dy) { (void)n, (void)dy, no_rule(g, "norm_bwd"); }
 void vjp_embed_bwd(Graph *g, Node *n, Tensor *dy) { (void)n, (void)dy, no_rule(g, "embed_bwd"); }
 void vjp_adamw(Graph *g, Node *n, Tensor *dy) { (void)n, (void)dy, no_rule(g, "adamw"); }
+void vjp_conv2d(Graph *g, Node *n, Tensor *dy) { (void)n, (void)dy, no_rule(g, "conv2d"); }
+void vjp_rope(Graph *g, Node *n, Tensor *dy) { (void)n, (void)dy, no_rule(g, "rope"); }
+void vjp_dequant(Graph *g, Node *n, Tensor *dy) { (void)n, (void)dy, no_rule(g, "dequant"); }

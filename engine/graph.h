@@ -75,12 +75,21 @@ Tensor *g_concat(Graph *g, int axis, int count, Tensor *const *parts);
 // needed the epilogue is expanded into plain ops.
 Tensor *g_gemm(Graph *g, const GemmRec *r);
 Tensor *g_attn(Graph *g, const AttnRec *r);     // q [B, T, H, D] -> [B, T, H, D]
-Tensor *g_norm(Graph *g, const NormRec *r);     // x [..., C]; scale, shift [B, 1, C] with x [B, M, C]
+Tensor *g_norm(Graph *g, const NormRec *r);     // x [..., C]; scale, shift [B, 1, C] with x [B, M, C];
+                                                // NORM_GROUP: x [B, ..., C]
 Tensor *g_ewise(Graph *g, const EwiseRec *r);   // broadcasts like NumPy
 Tensor *g_reduce(Graph *g, const ReduceRec *r); // x [A, R, C] -> [A, 1, C] f32
 Tensor *g_embed(Graph *g, const EmbedRec *r);   // table [V, D], ids [N] -> [N, D]
 Tensor *g_copy(Graph *g, const CopyRec *r);     // contiguous result; the cast
 void g_adamw(Graph *g, const AdamwRec *r);
+// No gradients are written for these yet, nor for a norm of kind NORM_GROUP.
+Tensor *g_conv2d(Graph *g, const Conv2dRec *r); // x [B, H, W, C] -> [B, Ho, Wo, O]; bias of O elements
+Tensor *g_rope(Graph *g, const RopeRec *r);     // x [B, T, H, D], table [T, P, 2] or [1 or B, T, P, 2]
+Tensor *g_dequant(Graph *g, const DequantRec *r); // w of a packed type -> its shape in `.dtype`
+// A weight as an operand of type `compute` (f32, f16, bf16): the param itself where it has the type,
+// else a copy made at each use: g_cast, or g_dequant for packed types, with the scale that the store
+// of p has under "NAME.scale" ([1] f32).
+Tensor *g_weight(Graph *g, Param *p, DType compute);
 #define GEMM(...) (&(GemmRec){__VA_ARGS__})
 #define ATTN(...) (&(AttnRec){__VA_ARGS__})
 #define NORM(...) (&(NormRec){__VA_ARGS__})
@@ -89,6 +98,9 @@ void g_adamw(Graph *g, const AdamwRec *r);
 #define EMBED(...) (&(EmbedRec){__VA_ARGS__})
 #define COPY(...) (&(CopyRec){__VA_ARGS__})
 #define ADAMW(...) (&(AdamwRec){__VA_ARGS__})
+#define CONV2D(...) (&(Conv2dRec){__VA_ARGS__})
+#define ROPE(...) (&(RopeRec){__VA_ARGS__})
+#define DEQUANT(...) (&(DequantRec){__VA_ARGS__})
 
 // Short forms over g_ewise, g_copy, g_reduce (f32 results; _as: of a given type).
 Tensor *g_add(Tensor *x, Tensor *y);

@@ -32,6 +32,11 @@ static bool any_grad(int count, Tensor *const *t) {
     return false;
 }
 
+static Tensor *no_gradient(Graph *g, const char *op, Tensor *stand_in) {
+    g_fail(g, "%s: no gradient is written for it yet; keep what it reads out of training", op);
+    return stand_in;
+}
+
 // The operands as the model gave them, for the gradient rule; the result carries the node.
 static Tensor *finish(Node *node, int count, Tensor *const *seen, Tensor *result) {
     memcpy(node->seen, seen, sizeof(Tensor *) * (size_t)count);
@@ -141,10 +146,14 @@ static Tensor *norm_expanded(Graph *g, const NormRec *r) {
 
 Tensor *g_norm(Graph *g, const NormRec *r) {
     Tensor *const seen[] = {r->x, r->weight, r->bias, r->scale, r->shift};
-    bool grad = any_grad(COUNT_OF(seen), seen);
+    bool grad = any_grad(COUNT_OF(seen), seen), grouped = r->kind == NORM_GROUP;
+    if (grouped && grad) return no_gradient(g, "group norm", r->x);
     if (grad && (r->weight || r->bias || r->scale || r->shift || r->act)) return norm_expanded(g, r);
     Tensor *y = r->y ? r->y : tensor_new(g, r->dtype, r->x->ndim, r->x->shape);
-    Tensor *x = as_rank3(r->x), *rstd = r->rstd;
+    // The batches of a group norm must not become rows of one.
+    const int64_t batches[3] = {r->x->shape[0], -1, r->x->shape[MAX(r->x->ndim - 1, 0)]};
+    bool image = grouped && r->x->ndim > 3;
+    Tensor *x = as_rank3(image ? g_reshape(r->x, 3, batches) : r->x), *rstd = r->rstd;
     if (grad && !rstd) rstd = tensor_new(g, DT_F32, DIMS(x->shape[0], x->shape[1], 1));
     Tensor *t[norm_operand_count] = {
         [norm_x] = x, [norm_weight] = as_rank3(r->weight), [norm_bias] = as_rank3(r->bias),
@@ -261,4 +270,62 @@ void g_adamw(Graph *g, const AdamwRec *r) {
     for (int i = 0; i < adamw_operand_count; i++)
         if (t[i]) t[i] = g_reshape(t[i], DIMS(-1));
     g_record(g, OP_ADAMW, t, &r->params);
+}
+
+// ---- conv2d, rope, dequant --------------------------------------------------------------------
+
+Tensor *g_conv2d(Graph *g, const Conv2dRec *r) {
+    Tensor *const seen[] = {r->x, r->w, r->bias, r->residual};
+    if (any_grad(COUNT_OF(seen), seen)) return no_gradient(g, "conv2d", r->x);
+    if (r->x->ndim != 4 || r->w->ndim != 4) {
+        g_fail(g, "conv2d: expected x [B, H, W, C] and w [O, R, S, C], found %d and %d dimensions; "
+               "this is a defect", r->x->ndim, r->w->ndim);
+        return r->x;
+    }
+    const int64_t *x = r->x->shape, *w = r->w->shape;
+    const int64_t shape[4] = {x[0], conv2d_size(x[1], w[1], &r->params, r->pad_top, r->pad_bottom),
+                              conv2d_size(x[2], w[2], &r->params, r->pad_left, r->pad_right), w[0]};
+    if (shape[1] < 1 || shape[2] < 1) {
+        g_fail(g, "conv2d: expected x of at least the kernel's size, found %lld x %lld; take a larger "
+               "size", (long long)x[1], (long long)x[2]);
+        return r->x;
+    }
+    Tensor *y = r->y ? r->y : tensor_new(g, r->dtype, 4, shape);
+    Tensor *t[conv2d_operand_count] = {
+        [conv2d_x] = g_rows(r->x), [conv2d_w] = g_rows(r->w),
+        [conv2d_bias] = r->bias ? g_rows(g_reshape(r->bias, DIMS(1, 1, 1, w[0]))) : NULL,
+        [conv2d_residual] = r->residual ? g_rows(r->residual) : NULL, [conv2d_y] = y};
+    return finish(g_record(g, OP_CONV2D, t, &r->params), COUNT_OF(seen), seen, y);
+}
+
+Tensor *g_rope(Graph *g, const RopeRec *r) {
+    Tensor *const seen[] = {r->x, r->table};
+    if (any_grad(COUNT_OF(seen), seen)) return no_gradient(g, "rope", r->x);
+    Tensor *y = r->y ? r->y : tensor_new(g, r->dtype, r->x->ndim, r->x->shape);
+    Tensor *table = r->table;
+    if (table->ndim == 3)
+        table = g_reshape(table, DIMS(1, table->shape[0], table->shape[1], table->shape[2]));
+    Tensor *t[rope_operand_count] = {
+        [rope_x] = g_rows(r->x), [rope_table] = g_rows(table), [rope_y] = y};
+    return finish(g_record(g, OP_ROPE, t, &r->params), COUNT_OF(seen), seen, y);
+}
+
+Tensor *g_dequant(Graph *g, const DequantRec *r) {
+    Tensor *const seen[] = {r->w, r->scale};
+    if (any_grad(COUNT_OF(seen), seen)) return no_gradient(g, "dequant", r->w);
+    Tensor *y = r->y ? r->y : tensor_new(g, r->dtype, r->w->ndim, r->w->shape);
+    Tensor *t[dequant_operand_count] = {
+        [dequant_w] = r->w, [dequant_scale] = r->scale ? g_reshape(r->scale, DIMS(1)) : NULL,
+        [dequant_y] = y};
+    return finish(g_record(g, OP_DEQUANT, t, &r->params), COUNT_OF(seen), seen, y);
+}
+
+Tensor *g_weight(Graph *g, Param *p, DType compute) {
+    Tensor *w = g_param(g, p);
+    if (p->dtype != DT_F8_E4M3 && p->dtype != DT_F8_E5M2) return g_cast(w, compute);
+    char name[512];
+    snprintf(name, sizeof name, "%s.scale", p->name);
+    Param *scale = store_find(p->store, name);
+    Tensor *s = scale ? g_param(g, scale) : NULL;
+    return g_dequant(g, DEQUANT(.w = w, .scale = s, .dtype = compute));
 }

@@ -186,7 +186,7 @@ void conform_report(Conform *cf, const Case *c, const char *types, const char *r
 }
 
 // ---- coverage -----------------------------------------------------------------------------------
-enum { MAX_ROWS = 64, MAX_FIELDS = 8, MAX_VALUES = 32 };
+enum { MAX_ROWS = 64, MAX_FIELDS = 16, MAX_VALUES = 32 };
 typedef struct Coverage {
     int ran[MAX_ROWS]; // cases per kernel row
     char why[MAX_ROWS][128];

@@ -1,5 +1,5 @@
 // rows.c: what the ops that touch each element a few times accept and cost: norm, norm_bwd, ewise,
-// reduce, embed, embed_bwd, copy, adamw. Semantics: their headers.
+// reduce, embed, embed_bwd, copy, adamw, rope, dequant. Semantics: their headers.
 #include "backend/ops.h"
 
 static bool bad_kind(const OpCall *c, uint32_t kind, uint32_t count, Error *err) {
@@ -12,7 +12,7 @@ static Work work_of(const OpCall *c, int main, double per) {
     Work work = {per * (double)ref_count(&c->t[main]), 0};
     for (int i = 0; i < op_info[c->op].operand_count; i++)
         if (c->t[i].buffer)
-            work.bytes += (double)ref_count(&c->t[i]) * dtype_size(c->t[i].dtype);
+            work.bytes += (double)dtype_bytes(c->t[i].dtype, (uint64_t)ref_count(&c->t[i]));
     return work;
 }
 
@@ -25,10 +25,16 @@ static bool all_float_rank(const OpCall *c, int count, int rank, Error *err) {
 bool op_check_norm(const OpCall *c, Error *err) {
     const NormParams *p = &c->params.norm;
     if (!all_float_rank(c, norm_operand_count, 3, err)) return false;
-    if (p->kind > NORM_RMS) return bad_kind(c, p->kind, NORM_RMS + 1, err);
+    if (p->kind > NORM_GROUP) return bad_kind(c, p->kind, NORM_GROUP + 1, err);
     if (p->act >= ACT_COUNT) return bad_kind(c, p->act, ACT_COUNT, err);
     const int64_t *x = c->t[norm_x].shape;
     const int64_t channels[3] = {1, 1, x[2]}, rows[3] = {x[0], x[1], 1};
+    bool grouped = p->kind == NORM_GROUP;
+    if (p->groups && (!grouped || x[2] % p->groups))
+        return err_failed(err, "norm: expected groups that divide %lld channels (0 where the kind is "
+                          "not NORM_GROUP), found %u; this is a defect", (long long)x[2], p->groups);
+    if (grouped && c->t[norm_rstd].buffer)
+        return err_failed(err, "norm: expected no rstd of a group norm, found one; this is a defect");
     return want_dims(c, norm_weight, 3, channels, err) && want_dims(c, norm_bias, 3, channels, err) &&
            want_broadcast(c, norm_scale, 3, x, err) && want_broadcast(c, norm_shift, 3, x, err) &&
            want_dims(c, norm_y, 3, x, err) && want_dims(c, norm_rstd, 3, rows, err) &&
@@ -134,3 +140,25 @@ bool op_check_adamw(const OpCall *c, Error *err) {
     return true;
 }
 Work op_work_adamw(const OpCall *c) { return work_of(c, adamw_p, 16); }
+
+bool op_check_rope(const OpCall *c, Error *err) {
+    if (!all_float_rank(c, rope_operand_count, 4, err)) return false;
+    const int64_t *x = c->t[rope_x].shape, *table = c->t[rope_table].shape;
+    const int64_t want[4] = {table[0] == 1 ? 1 : x[0], x[1], MIN(table[2], x[3] / 2), 2};
+    return want_dims(c, rope_table, 4, want, err) && want_f32(c, rope_table, err) &&
+           want_dims(c, rope_y, 4, x, err);
+}
+Work op_work_rope(const OpCall *c) { return work_of(c, rope_x, 3); }
+
+bool op_check_dequant(const OpCall *c, Error *err) {
+    const TensorRef *w = &c->t[dequant_w], *y = &c->t[dequant_y];
+    const int64_t one = 1;
+    if (w->dtype != DT_F8_E4M3 && w->dtype != DT_F8_E5M2)
+        return err_failed(err, "dequant: expected w of a packed type, found %s; this is a defect",
+                          dtype_name(w->dtype));
+    if (!ref_contiguous(w) || !ref_contiguous(y))
+        return err_failed(err, "dequant: expected w and y without gaps, found some; this is a defect");
+    return want_float(c, dequant_y, err) && want_dims(c, dequant_scale, 1, &one, err) &&
+           want_f32(c, dequant_scale, err) && want_dims(c, dequant_y, w->ndim, w->shape, err);
+}
+Work op_work_dequant(const OpCall *c) { return work_of(c, dequant_y, 2); }

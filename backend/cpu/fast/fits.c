@@ -27,6 +27,7 @@ bool fits_ewise(const OpCall *c, char why[128]) { (void)c, (void)why; return tru
 bool fits_copy(const OpCall *c, char why[128]) { (void)c, (void)why; return true; }
 
 bool fits_norm(const OpCall *c, char why[128]) {
+    if (c->params.norm.kind == NORM_GROUP) return no(why, "a group norm");
     if (ref_dim(&c->t[norm_x], 5) > 65536) return no(why, "rows of more than 65,536 elements");
     return rows_contiguous(c, why) && full_last(c, norm_scale, norm_x, why) &&
            full_last(c, norm_shift, norm_x, why);

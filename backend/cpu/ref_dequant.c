@@ -1,0 +1,20 @@
+// ref_dequant.c: the oracle of ops/dequant.h.
+#include "backend/cpu/ref.h"
+
+enum { CHUNK = 4096 }; // elements: a multiple of every block
+
+void ref_dequant(const OpCall *c) {
+    const TensorRef *w = &c->t[dequant_w], *y = &c->t[dequant_y];
+    double scale = 1;
+    if (ref_has(&c->t[dequant_scale])) scale = dtype_load(DT_F32, ref_data(&c->t[dequant_scale]), 0);
+    const char *from = ref_data(w);
+    float *f = MEM_ARRAY(NULL, float, CHUNK);
+    int64_t n = ref_count(w);
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        int64_t some = MIN(CHUNK, n - i);
+        for (int64_t k = 0; k < some; k++) f[k] = dtype_load(w->dtype, from, (size_t)(i + k));
+        for (int64_t k = 0; k < some; k++)
+            dtype_store(y->dtype, ref_data(y), (size_t)(i + k), (float)(scale * (double)f[k]));
+    }
+    mem_free(f);
+}
