@@ -59,6 +59,7 @@ typedef struct Part {
     int first, count;
     int done, total; // steps, for progress
     bool guided;
+    NoiseSource *noise; // of the part's pictures
 } Part;
 
 // The pictures' rows come first, then (guided) the same pictures without their class; unused rows
@@ -98,6 +99,13 @@ static bool part_after_step(void *user, int step, const float *x, Error *err) {
     return !r->after_step || r->after_step(r->user, &progress, err);
 }
 
+static bool part_noise(void *user, float *out, Error *err) {
+    Part *part = user;
+    (void)err;
+    noise_draw(part->noise, out);
+    return true;
+}
+
 static bool run_part(Part *part, const Sampler *sampler, const Schedule *schedule, float *x,
                      Error *err) {
     NanoStage *s = part->stage;
@@ -107,20 +115,12 @@ static bool run_part(Part *part, const Sampler *sampler, const Schedule *schedul
     if (!plan_write(s->plan, s->labels, DT_I32, s->host_labels, err)) return false;
     Velocity velocity = {part_velocity, part};
     AfterStep after = {part_after_step, part};
-    return sampler_run(sampler, schedule, x, (size_t)part->count * s->numbers, velocity, after,
-                       err);
+    return sampler_run(sampler, schedule, x, (size_t)part->count * s->numbers, velocity,
+                       (Noise){part_noise, part}, after, err);
 }
 
 void nano_noise(NoiseKind kind, uint64_t seed, float *out, size_t n) {
-    if (kind == NOISE_CUDA) {
-        RngCuda rng;
-        rng_cuda_seed(&rng, seed, 0);
-        rng_cuda_randn(&rng, out, n);
-    } else {
-        RngTorch rng;
-        rng_torch_seed(&rng, seed);
-        rng_torch_randn(&rng, out, n);
-    }
+    noise_first(kind, seed, out, n);
 }
 
 static bool check_request(const NanoRequest *r, const NanoConfig *c, Error *err) {
@@ -152,13 +152,13 @@ bool nano_stage_generate(NanoStage *s, const NanoRequest *r, float *out, Error *
     for (part.first = 0; part.first < r->count && ok; part.first += part.count) {
         part.count = MIN(per_pass, r->count - part.first);
         float *x = out + (size_t)part.first * s->numbers;
-        for (int k = 0; k < part.count; k++) {
-            size_t picture = (size_t)(part.first + k);
-            float *to = x + (size_t)k * s->numbers;
-            if (r->noise) memcpy(to, r->noise + picture * s->numbers, s->numbers * sizeof *to);
-            else nano_noise(r->rng, r->seed + picture, to, s->numbers);
-        }
+        part.noise = noise_new(NULL, r->rng, r->seed, part.first, part.count, s->numbers);
+        noise_draw(part.noise, x); // drawn even if not used: later draws are the same then
+        if (r->noise)
+            memcpy(x, r->noise + (size_t)part.first * s->numbers,
+                   (size_t)part.count * s->numbers * sizeof *x);
         ok = run_part(&part, sampler, schedule, x, err);
+        mem_free(part.noise);
     }
     mem_free(schedule);
     if (!ok && err && err->status == STATUS_CANCELLED)

@@ -6,11 +6,10 @@
 #ifndef KILN_ENGINE_PIPELINE_NANO_H
 #define KILN_ENGINE_PIPELINE_NANO_H
 
+#include "engine/noise.h"
 #include "engine/plan.h"
 #include "engine/sampler.h"
 #include "models/nano.h"
-
-typedef enum { NOISE_TORCH, NOISE_CUDA } NoiseKind;
 
 enum { NANO_MAX_PICTURES = 10000, NANO_STAGE_PICTURES = 20, NANO_DEFAULT_STEPS = 50 };
 #define NANO_DEFAULT_CFG 4.0

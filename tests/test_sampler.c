@@ -43,13 +43,15 @@ static bool count_after(void *user, int step, const float *x, Error *err) {
 
 static const Field quiet = {.stop_at = -1, .bad_step = -1, .after_stop = -1};
 
+static const Noise silent = {NULL, NULL};
+
 static double run_decay(int steps, double x0) {
     Error err = {0};
     Field f = quiet;
     Schedule *s = schedule_new(NULL, schedule_find("uniform"), steps, &err);
     assert_non_null(s);
     float x[N] = {(float)x0, (float)x0, (float)x0};
-    assert_true(sampler_run(sampler_find("euler"), s, x, N, (Velocity){decay, &f},
+    assert_true(sampler_run(sampler_find("euler"), s, x, N, (Velocity){decay, &f}, silent,
                             (AfterStep){NULL, NULL}, &err));
     assert_int_equal(f.calls, steps * sampler_find("euler")->evals);
     assert_true(fabs(f.last_t - (double)(steps - 1) / steps) < 1e-15);
@@ -79,7 +81,7 @@ static void straight_flow_is_exact(void **state) {
         Field f = quiet;
         Schedule *s = schedule_new(NULL, schedule_at(0), steps, &err);
         float x[N] = {0.25f, -1, 2};
-        assert_true(sampler_run(sampler_at(0), s, x, N, (Velocity){constant, &f},
+        assert_true(sampler_run(sampler_at(0), s, x, N, (Velocity){constant, &f}, silent,
                                 (AfterStep){count_after, &f}, &err));
         assert_int_equal(f.after_calls, steps);
         const float want[N] = {0.75f, 0, 3.5f};
@@ -97,7 +99,7 @@ static void bad_numbers_stop(void **state) {
         f.bad_step = 2, f.bad_value = values[k];
         Schedule *s = schedule_new(NULL, schedule_at(0), 5, &err);
         float x[N] = {0};
-        assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){constant, &f},
+        assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){constant, &f}, silent,
                                  (AfterStep){count_after, &f}, &err));
         assert_int_equal(err.status, STATUS_FAILED);
         assert_non_null(strstr(err.text, "step 3 of 5"));
@@ -115,13 +117,13 @@ static void callbacks_stop(void **state) {
     float x[N] = {0};
     Field f = quiet;
     f.after_stop = 1;
-    assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){decay, &f},
+    assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){decay, &f}, silent,
                              (AfterStep){count_after, &f}, &err));
     assert_int_equal(err.status, STATUS_CANCELLED);
     assert_int_equal(f.calls, 2);
     f = quiet;
     f.stop_at = 3;
-    assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){decay, &f},
+    assert_false(sampler_run(sampler_at(0), s, x, N, (Velocity){decay, &f}, silent,
                              (AfterStep){NULL, NULL}, &err));
     assert_non_null(strstr(err.text, "found a test"));
     mem_free(s);
