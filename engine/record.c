@@ -322,7 +322,7 @@ Tensor *g_dequant(Graph *g, const DequantRec *r) {
 
 Tensor *g_weight(Graph *g, Param *p, DType compute) {
     Tensor *w = g_param(g, p);
-    if (p->dtype != DT_F8_E4M3 && p->dtype != DT_F8_E5M2) return g_cast(w, compute);
+    if (!dtype_is_packed(p->dtype)) return g_cast(w, compute);
     char name[512];
     snprintf(name, sizeof name, "%s.scale", p->name);
     Param *scale = store_find(p->store, name);

@@ -12,7 +12,7 @@ const OpCases *const op_cases[OP_COUNT] = {
 // ---- the oracle ---------------------------------------------------------------------------------
 static TensorRef contiguous_ref(Buffer *buffer, uint64_t offset, const HostTensor *t) {
     TensorRef r = {.buffer = buffer, .offset = offset, .ndim = t->ndim,
-                   .dtype = t->dtype == DT_I32 ? DT_I32 : DT_F32};
+                   .dtype = t->dtype == DT_I32 || t->packed ? t->dtype : DT_F32};
     int64_t stride = 1;
     for (int d = t->ndim - 1; d >= 0; d--) {
         r.shape[d] = t->shape[d];
@@ -20,6 +20,10 @@ static TensorRef contiguous_ref(Buffer *buffer, uint64_t offset, const HostTenso
         stride *= t->shape[d];
     }
     return r;
+}
+
+static uint64_t oracle_bytes(const HostTensor *t) {
+    return t->packed ? dtype_bytes(t->dtype, (uint64_t)t->count) : (uint64_t)t->count * 4;
 }
 
 static bool oracle_move(Buffer *buffer, const TensorRef *r, double *v, int64_t n, bool up,
@@ -43,15 +47,17 @@ bool oracle_run(const Oracle *o, OpId op, const OpParams *params, HostTensor *t,
     ProgramStep step = {.call = {.op = op, .params = *params, .label = "oracle"}};
     uint64_t size = 0, align = MAX(dev_info(o->dev)->buffer_align, 64u);
     for (int i = 0; i < info->operand_count; i++)
-        if (t[i].present) size += align_up((uint64_t)t[i].count * 4, align);
+        if (t[i].present) size += align_up(oracle_bytes(&t[i]), align);
     Buffer *buffer = buf_new(o->dev, size, "oracle", err);
     bool ok = buffer != NULL;
     uint64_t offset = 0;
     for (int i = 0; i < info->operand_count && ok; i++) {
         if (!t[i].present) continue;
         step.call.t[i] = contiguous_ref(buffer, offset, &t[i]);
-        offset += align_up((uint64_t)t[i].count * 4, align);
-        if (role_reads(info->operand[i].role))
+        offset += align_up(oracle_bytes(&t[i]), align);
+        if (t[i].packed)
+            ok = dev_write(buffer, step.call.t[i].offset, t[i].packed, oracle_bytes(&t[i]), err);
+        else if (role_reads(info->operand[i].role))
             ok = oracle_move(buffer, &step.call.t[i], t[i].v, t[i].count, true, err);
     }
     Program *prog = ok ? prog_new(o->dev, &step, 1, err) : NULL;

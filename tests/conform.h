@@ -51,6 +51,7 @@ bool conform_run(const ConformOptions *options, ConformTotals *totals, Error *er
 // ---- what tests/cases_<op>.c gives --------------------------------------------------------------
 // EXACT: small dyadic numbers, so that sums are exact in any order and compare with ==.
 // RANDOM: shift + amp * uniform(-1, 1). OUTLIERS: the same, one element in 61 times 200.
+// Packed types: random blocks with sane scales, whatever the fill; contiguous, whole blocks apart.
 // IDS: whole numbers 0..range-1. ZERO: zeros. DERIVED: made by OpCases.derive. POISON: NaN.
 typedef enum {
     FILL_EXACT, FILL_RANDOM, FILL_OUTLIERS, FILL_IDS, FILL_ZERO, FILL_DERIVED, FILL_POISON
@@ -95,6 +96,7 @@ typedef struct HostTensor {
     int ndim;
     int64_t shape[MAX_DIMS], count;
     double *v;
+    uint8_t *packed; // packed types: the bytes that v was decoded from
 } HostTensor;
 
 // Runs op on the oracle: reads inputs (and read-write operands) from t, fills outputs in t (whose

@@ -1,6 +1,8 @@
 // conform_case.c: from a case to numbers and bytes, and the judgement of outputs.
 #include "tests/conform.h"
 
+#include "backend/quant.h"
+
 #include <math.h>
 
 // ---- random numbers: each element's own, so that order never matters --------------------------
@@ -105,6 +107,36 @@ static double fill_value(const Case *c, int operand, int64_t index, uint64_t r) 
     return NAN;
 }
 
+// Blocks of random bits whose 16-bit scales (where they stand is the format's) are small numbers;
+// fp8: any byte but NaN and infinity.
+static void fill_packed(void *parent, HostTensor *t, uint64_t seed) {
+    static const struct { DType type; int scale[2]; } scales[] = {
+        {DT_Q8_0, {0, 0}},   {DT_Q4_0, {0, 0}},     {DT_Q4_1, {0, 2}},     {DT_Q5_0, {0, 0}},
+        {DT_Q5_1, {0, 2}},   {DT_Q2_K, {80, 82}},   {DT_Q3_K, {108, 108}}, {DT_Q4_K, {0, 2}},
+        {DT_Q5_K, {0, 2}},   {DT_Q6_K, {208, 208}}, {DT_IQ4_NL, {0, 0}},   {DT_IQ4_XS, {0, 0}},
+    };
+    size_t size = (size_t)dtype_bytes(t->dtype, (uint64_t)t->count);
+    size_t block = (size_t)dtype_size(t->dtype);
+    t->packed = mem_new(parent, size);
+    for (size_t i = 0; i < size; i++) {
+        uint8_t byte = (uint8_t)(conform_mix(seed + i) >> 40);
+        if (t->dtype == DT_F8_E4M3 && (byte & 0x7f) == 0x7f) byte ^= 1;
+        if (t->dtype == DT_F8_E5M2 && (byte & 0x7c) == 0x7c) byte ^= 4;
+        t->packed[i] = byte;
+    }
+    for (size_t k = 0; k < COUNT_OF(scales); k++)
+        for (size_t i = 0; i < size && t->dtype == scales[k].type; i += block)
+            for (int s = 0; s < 2; s++) {
+                double scale = 0.01 + 0.02 * case_uniform(conform_mix(~seed + i + (size_t)s));
+                uint16_t half = f16_from_f32((float)scale);
+                memcpy(t->packed + i + scales[k].scale[s], &half, 2);
+            }
+    float *v = MEM_ARRAY(NULL, float, t->count);
+    quant_decode(t->dtype, t->packed, v, t->count);
+    for (int64_t i = 0; i < t->count; i++) t->v[i] = v[i];
+    mem_free(v);
+}
+
 void conform_fill(void *parent, const Case *c, uint64_t seed, HostTensor t[MAX_OPERANDS]) {
     uint64_t base = conform_hash(seed, c->name);
     for (int i = 0; i < op_info[c->op].operand_count; i++) {
@@ -114,6 +146,10 @@ void conform_fill(void *parent, const Case *c, uint64_t seed, HostTensor t[MAX_O
         t[i] = host_new(parent, ct->dtype, ct->ndim, ct->shape);
         if (!role_reads(op_info[c->op].operand[i].role)) continue;
         uint64_t mine = conform_mix(base + (uint64_t)i);
+        if (dtype_is_packed(ct->dtype)) {
+            fill_packed(parent, &t[i], mine);
+            continue;
+        }
         for (int64_t k = 0; k < t[i].count; k++) {
             // By place, not by index: elements that share memory share their value.
             uint64_t r = conform_mix(mine + (uint64_t)element_at(ct, k));
@@ -139,10 +175,10 @@ Image case_image_new(void *parent, const Case *c, const HostTensor *t, uint32_t 
     for (int i = 0; i < info->operand_count; i++) {
         const CaseTensor *ct = &c->t[i];
         if (!ct->present || ct->alias) continue;
-        size_t bytes = (size_t)dtype_size(ct->dtype);
-        size = (size_t)align_up(size, MAX(align, 64u)) + (size_t)ct->lead * bytes;
+        size = (size_t)align_up(size, MAX(align, 64u)) +
+               (size_t)dtype_bytes(ct->dtype, (uint64_t)ct->lead);
         image.first[i] = size;
-        size += (size_t)block_extent(c, i) * bytes + CONFORM_GUARD;
+        size += (size_t)dtype_bytes(ct->dtype, (uint64_t)block_extent(c, i)) + CONFORM_GUARD;
     }
     for (int i = 0; i < info->operand_count; i++) {
         const CaseTensor *ct = &c->t[i];
@@ -156,6 +192,11 @@ Image case_image_new(void *parent, const Case *c, const HostTensor *t, uint32_t 
     for (int i = 0; i < info->operand_count; i++) {
         const CaseTensor *ct = &c->t[i];
         if (!ct->present || !role_reads(info->operand[i].role)) continue;
+        if (t[i].packed) {
+            memcpy(image.bytes + image.first[i], t[i].packed,
+                   (size_t)dtype_bytes(ct->dtype, (uint64_t)t[i].count));
+            continue;
+        }
         for (int64_t k = 0; k < t[i].count; k++)
             dtype_store(ct->dtype, image.bytes + image.first[i], (size_t)element_at(ct, k),
                         (float)t[i].v[k]);

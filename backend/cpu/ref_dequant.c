@@ -1,5 +1,6 @@
-// ref_dequant.c: the oracle of ops/dequant.h.
+// ref_dequant.c: the oracle of ops/dequant.h, on the decoder of backend/quant.h.
 #include "backend/cpu/ref.h"
+#include "backend/quant.h"
 
 enum { CHUNK = 4096 }; // elements: a multiple of every block
 
@@ -12,7 +13,8 @@ void ref_dequant(const OpCall *c) {
     int64_t n = ref_count(w);
     for (int64_t i = 0; i < n; i += CHUNK) {
         int64_t some = MIN(CHUNK, n - i);
-        for (int64_t k = 0; k < some; k++) f[k] = dtype_load(w->dtype, from, (size_t)(i + k));
+        quant_decode(w->dtype, from, f, some);
+        from += dtype_bytes(w->dtype, (uint64_t)some);
         for (int64_t k = 0; k < some; k++)
             dtype_store(y->dtype, ref_data(y), (size_t)(i + k), (float)(scale * (double)f[k]));
     }

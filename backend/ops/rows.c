@@ -153,9 +153,12 @@ Work op_work_rope(const OpCall *c) { return work_of(c, rope_x, 3); }
 bool op_check_dequant(const OpCall *c, Error *err) {
     const TensorRef *w = &c->t[dequant_w], *y = &c->t[dequant_y];
     const int64_t one = 1;
-    if (w->dtype != DT_F8_E4M3 && w->dtype != DT_F8_E5M2)
+    if (!dtype_is_packed(w->dtype))
         return err_failed(err, "dequant: expected w of a packed type, found %s; this is a defect",
                           dtype_name(w->dtype));
+    if (ref_dim(w, 5) % dtype_block(w->dtype))
+        return err_failed(err, "dequant: expected rows of whole blocks of %d, found %lld elements; this "
+                          "is a defect", dtype_block(w->dtype), (long long)ref_dim(w, 5));
     if (!ref_contiguous(w) || !ref_contiguous(y))
         return err_failed(err, "dequant: expected w and y without gaps, found some; this is a defect");
     return want_float(c, dequant_y, err) && want_dims(c, dequant_scale, 1, &one, err) &&
