@@ -1,6 +1,8 @@
 // bind.h: from names in files to the tensors that a model wants. A model asks for tensors under
 // its own (canonical) names; a layout says which file tensors make each of them, stacked along the
 // outermost dimension. All names, shapes and types are checked before anything is allocated.
+//
+// Thread-safety: what bind_weights returns never changes; any number of threads may read from it.
 #ifndef KILN_ENGINE_BIND_H
 #define KILN_ENGINE_BIND_H
 
@@ -8,13 +10,15 @@
 
 typedef enum {
     BIND_PLAIN,
-    BIND_CONV, // a convolution [O, I, R, S] that the device wants as [O, R, S, I] (want.shape is [O, I, R, S])
+    // A convolution [O, I, spatial...] that the device wants as [O, spatial..., I] (want.shape is
+    // the first of them).
+    BIND_CONV,
 } BindLayout;
 
 typedef struct BindWant {
     const char *name;        // canonical: "double_blocks.0.img_attn.qkv.weight"
     int ndim;
-    int64_t shape[MAX_DIMS]; // as in PyTorch
+    int64_t shape[MAX_DIMS]; // as in PyTorch; the file may lack or add dimensions of 1 at the end
     BindLayout layout;
     bool optional;
 } BindWant;
@@ -23,25 +27,31 @@ enum { BIND_MAX_PIECES = 4 };
 typedef struct BindPiece {
     const WeightTensor *t;
     int64_t row, rows; // of the outermost dimension of t
+    float scale;       // multiplied in while loading; 1 where the device does it (BoundWeight.scale)
 } BindPiece;
 
 // One tensor ready to be loaded.
 typedef struct BoundWeight {
     const char *name;
     const Weights *source;
-    DType dtype; // on the device: the file's type; f32 for tensors of one dimension, where pieces
-                 // differ, and as `type` of bind_weights asks
+    // On the device. Tensors of one dimension: f32. Others: as `type` of bind_weights asks, where
+    // rows are whole blocks of it; else the file's type, and f32 where pieces differ in type or
+    // scale, where the file has f64, or where a convolution is stored in blocks.
+    DType dtype;
     int ndim;
     int64_t shape[MAX_DIMS]; // on the device (after BIND_CONV: [O, R, S, I])
     uint64_t bytes;
     BindLayout layout;
-    float scale; // of fp8 weights (scale_weight); 1
+    float scale; // that the device multiplies with: packed types with a scale_weight; else 1
     int pieces;  // 0: an optional tensor that the file lacks
     BindPiece piece[BIND_MAX_PIECES];
 } BoundWeight;
 
-// Tells which file tensors make the wanted tensor `name`: fills up to BIND_MAX_PIECES names
-// ("NAME", or "NAME[a:b]" for rows a up to b in halves: see bind.c) below `scratch`, returns how many.
+// Tells which file tensors make the wanted tensor `name`: fills up to BIND_MAX_PIECES names below
+// `scratch`, returns how many (0: the layout has no such tensor). They are stacked in their order.
+//   "NAME"         the whole tensor
+//   "NAME[a:b]"    its outermost rows from a to b in halves: "x.weight[1:2]" is the second half
+//   "NAME[a:b/n]"  the same in n-ths, for n up to 8: "in_proj_weight[0:1/3]" is the first third
 // NULL as a layout: the file uses the canonical names.
 typedef int BindNames(void *user, const char *name, const char **out, void *scratch);
 
@@ -49,21 +59,29 @@ typedef struct BindOptions {
     BindNames *names;
     void *user;
     // Type on the device for matrices (two dimensions and more); DT_COUNT: as in the file.
+    // Conversions run row by row while loading; no second copy of a tensor is made on the host.
     DType type;
-    // Tensors that may be in the file unused (a NULL-terminated list of prefixes and suffixes
-    // "*.scale_weight"); others that are not wanted are listed as unexpected.
+    // Tensors that may be in the file unused: a NULL-terminated list of beginnings ("first_stage.")
+    // and, after a '*', endings ("*.position_ids"); others that are not wanted are listed as
+    // unexpected. fp8's marks (scaled_fp8, *.scale_input, *.input_scale, *.comfy_quant, and scales
+    // that were used) need not be named.
     const char *const *ignore;
 } BindOptions;
 
-// Resolves all `count` wants; out [count], below `parent`. One error lists what is missing, wrong
-// and unexpected (up to ten each way). ComfyUI's "NAME.scale_weight" / "NAME.weight_scale" beside a
-// weight becomes `scale`.
+// Resolves all `count` wants; out [count], below `parent`; `w` must outlive it. `options` may be
+// NULL: canonical names, types as in the file. One error lists what is missing, wrong and
+// unexpected (ten lines in all, each kind getting its share). ComfyUI's "NAME.scale_weight" or
+// "NAME.weight_scale" (one number) beside "NAME.weight" becomes `scale`.
 BoundWeight *bind_weights(void *parent, const Weights *w, const BindWant *wants, int count,
                           const BindOptions *options, Error *err);
 
 // Writes the bytes [offset, offset + bytes) of the tensor as the device wants them (types converted,
-// convolutions repacked) into out. Any thread. `offset` and `bytes` are multiples of the tensor's
-// row (the innermost dimension). 
+// scales applied, convolutions repacked) into out. Any thread. `offset` and `bytes` are multiples of
+// the tensor's row (the innermost dimension): bound_row_bytes.
 bool bound_read(const BoundWeight *b, uint64_t offset, void *out, uint64_t bytes, Error *err);
+uint64_t bound_row_bytes(const BoundWeight *b);
+// The same bytes where they lie ready in the file's mapping, else NULL. *bytes in: how many are
+// wanted; out: how many lie there in one piece (at least one row).
+const void *bound_data(const BoundWeight *b, uint64_t offset, uint64_t *bytes);
 
 #endif

@@ -4,8 +4,11 @@
 //
 // Residency: where the budget allows it every unit's weights stay on the device. Else the units that
 // do not fit stream through a ring of two slots at fixed addresses: while one unit runs, a thread
-// reads the next one's weights and uploads them. Units of the same kind and types share the programs
-// recorded for a slot. All figures are known after stack_new, before anything is allocated.
+// reads the next one's weights and uploads them. Which units stay is chosen so that the fewest bytes
+// move, and spread evenly, so that uploads overlap the work of units that stay. Every unit has
+// programs of its own (it always streams through the same slot), recorded once. The results are the
+// same bits whatever is resident. All figures are known after stack_new, before anything is
+// allocated.
 //
 // Thread-safety: a Stack belongs to its device's thread.
 #ifndef KILN_ENGINE_STACK_H
@@ -16,12 +19,13 @@
 
 typedef struct StackUnit {
     const char *name;          // "double_blocks.3": messages and progress
-    int kind;                  // units of one kind record the same graph, given equal types
+    int kind;                  // the model's own; units of a kind are recorded alike
     int weights;
     const BoundWeight *weight; // [weights]; optional ones that are missing have pieces 0
     int index;                 // the model's own number for it
 } StackUnit;
 
+// What it points to lives as long as the stack.
 typedef struct StackSpec {
     const char *name; // of the stage: "transformer"
     int units;
@@ -30,7 +34,8 @@ typedef struct StackSpec {
     // (g_param(g, state), given as an op's output or copied there).
     void (*record)(void *user, Graph *g, const StackUnit *unit, Param *const *w);
     void *user;
-    Store *state; // not owned; committed by stack_prepare; its bytes count
+    Store *state; // not owned; committed by stack_prepare (if it is not yet); its bytes count. May be NULL
+    const Cancel *cancel; // polled while stack_prepare uploads; may be NULL
 } StackSpec;
 
 typedef struct StackMemory {
@@ -40,17 +45,19 @@ typedef struct StackMemory {
     uint64_t state_bytes, arena_bytes, program_bytes, staging_bytes;
     uint64_t peak_bytes;     // the sum of all but streamed_bytes: what the device's allocator will see
     uint64_t moved_bytes;    // uploaded per pass over all units
-    uint64_t smallest_peak;  // the smallest budget that works (everything streamed)
+    uint64_t smallest_peak;  // the smallest budget that works
     double planning_ms;
 } StackMemory;
 
 typedef struct Stack Stack;
-// Plans within `budget` bytes (0: the device's budget). NULL with an error that gives the smallest
-// budget that works.
+// Plans within `budget` bytes (0: the device's budget), of which what others hold on the device now is
+// taken off. NULL with an error that gives the smallest budget that works. Graph i records unit i; a
+// weight with a scale (BoundWeight.scale) has a Param "NAME.scale" [1] f32 right behind it in its
+// store.
 Stack *stack_new(void *parent, Device *dev, const StackSpec *spec, uint64_t budget, Error *err);
 void stack_free(Stack *s); // with its device memory (not the state store's)
 StackMemory stack_memory(const Stack *s);
-// Allocates, uploads what is resident, records all programs.
+// Allocates, records all programs, uploads what is resident. After a failure only stack_free is left.
 bool stack_prepare(Stack *s, Error *err);
 
 typedef struct StackPass {
@@ -64,8 +71,12 @@ typedef struct StackPass {
 // param_read and param_write between passes.
 bool stack_run(Stack *s, const StackPass *pass, Error *err);
 uint64_t stack_moved(const Stack *s); // bytes uploaded by stack_run so far, as counted
-// Seconds spent per unit in the last pass, and its work.
+bool stack_unit_resident(const Stack *s, int unit);
+uint64_t stack_unit_bytes(const Stack *s, int unit); // of its weights
+// Seconds the device spent on a unit in the last pass, and those it waited for its weights; its work
+// (after stack_prepare).
 double stack_unit_seconds(const Stack *s, int unit);
+double stack_unit_waited(const Stack *s, int unit);
 Work stack_unit_work(const Stack *s, int unit);
 
 #endif
