@@ -1,13 +1,11 @@
 // Solvers, schedules and guidance (engine/sampler.h, schedule.h, guidance.h) against what they are
-// on paper, without a model.
+// on paper, without a model, and against recorded numbers (tools/ref/make_sampling_golden.py).
 #include "engine/guidance.h"
 #include "engine/sampler.h"
 
-#include <math.h>
-#include <setjmp.h>
-#include <stdlib.h>
+#include "tests/golden.h"
 
-#include <cmocka.h>
+#include <stdlib.h>
 
 enum { N = 3 };
 
@@ -153,6 +151,130 @@ static void schedules(void **state) {
     }
 }
 
+// ---- recorded trajectories ----------------------------------------------------------------------
+
+enum { TOY = 64 };
+
+typedef struct Toy {
+    const float *offset, *noises, *want; // [TOY], [20, TOY], [steps, TOY]
+    bool rising;                         // the same field in Nano-Sora's convention
+    int draws, steps;
+    double worst;
+} Toy;
+
+// The posterior mean of a Gaussian mixture under x = (1 - sigma) x0 + sigma noise; in double.
+static double toy_clean(double x, double sigma, double offset) {
+    static const double means[] = {-1.1, 0.2, 1.4}, stds[] = {0.35, 0.2, 0.5},
+                        weights[] = {0.5, 0.3, 0.2};
+    double a = 1 - sigma, sum = 0, mean = 0;
+    for (int k = 0; k < 3; k++) {
+        double var = a * a * stds[k] * stds[k] + sigma * sigma, e = x - a * (offset + means[k]);
+        double r = weights[k] * exp(-e * e / (2 * var)) / sqrt(var);
+        sum += r;
+        mean += r * (means[k] + a * stds[k] * stds[k] / var * e);
+    }
+    return offset + mean / sum;
+}
+
+static bool toy_velocity(void *user, double t, const float *x, float *v, Error *err) {
+    const Toy *toy = user;
+    (void)err;
+    double sigma = toy->rising ? 1 - t : t;
+    for (int i = 0; i < TOY; i++) {
+        double d = (x[i] - toy_clean((double)x[i], sigma, (double)toy->offset[i])) / sigma;
+        v[i] = (float)(toy->rising ? -d : d);
+    }
+    return true;
+}
+
+static bool toy_noise(void *user, float *out, Error *err) {
+    Toy *toy = user;
+    (void)err;
+    memcpy(out, toy->noises + toy->draws++ * TOY, TOY * sizeof *out);
+    return true;
+}
+
+static bool toy_compare(void *user, int step, const float *x, Error *err) {
+    Toy *toy = user;
+    (void)err;
+    for (int i = 0; i < TOY; i++)
+        toy->worst = MAX(toy->worst, fabs((double)x[i] - (double)toy->want[step * TOY + i]));
+    toy->steps++;
+    return true;
+}
+
+// Latents after every step, in both conventions of time.
+static void trajectories_follow_the_formulas(void **state) {
+    (void)state;
+    static const struct { const char *name; FlowShift shift; int tokens, steps; } runs[] = {
+        {"dev", FLOW_SHIFT_FLUX_DEV, 4096, 5},
+        {"dev", FLOW_SHIFT_FLUX_DEV, 4096, 20},
+        {"schnell", FLOW_SHIFT_FLUX_SCHNELL, 0, 4},
+    };
+    Error err = {0};
+    StFile *f = st_open(NULL, "tests/golden/sampling.safetensors", &err);
+    CHECK(f);
+    for (size_t k = 0; k < COUNT_OF(runs) * 2; k++) {
+        Schedule *s = schedule_flow(f, NULL, &runs[k / 2].shift, runs[k / 2].tokens,
+                                    runs[k / 2].steps, &err);
+        CHECK(s);
+        bool rising = k % 2;
+        for (int i = 0; rising && i <= s->steps; i++) s->time[i] = 1 - s->time[i];
+        s->end = rising;
+        for (int i = 0; sampler_at(i); i++) {
+            const Sampler *sampler = sampler_at(i);
+            char *key = mem_printf(s, "toy.%s.%s.%d.%d", sampler->name, runs[k / 2].name,
+                                   runs[k / 2].tokens, runs[k / 2].steps);
+            Toy toy = {.offset = golden(f, "toy.offset", NULL), .rising = rising,
+                       .noises = golden(f, "toy.noises", NULL), .want = golden(f, key, NULL)};
+            float x[TOY];
+            memcpy(x, golden(f, "toy.noise0", NULL), sizeof x); // sigma_0 is 1
+            CHECK(sampler_run(sampler, s, x, TOY, (Velocity){toy_velocity, &toy},
+                              (Noise){toy_noise, &toy}, (AfterStep){toy_compare, &toy}, &err));
+            assert_int_equal(toy.steps, s->steps);
+            assert_int_equal(toy.draws, sampler->stochastic ? s->steps - 1 : 0);
+            if (!(toy.worst < 5e-6)) fail_msg("%s: off by %g", key, toy.worst);
+        }
+    }
+    st_close(f);
+}
+
+static bool recorded_velocity(void *user, double t, const float *x, float *v, Error *err) {
+    const float **next = user;
+    (void)t, (void)x, (void)err;
+    memcpy(v, *next, TOY * sizeof *v);
+    *next += TOY;
+    return true;
+}
+
+// The very floats of diffusers' scheduler.step.
+static void euler_is_that_of_diffusers(void **state) {
+    (void)state;
+    Error err = {0};
+    StFile *f = st_open(NULL, "tests/golden/sampling.safetensors", &err);
+    CHECK(f);
+    Schedule *s = schedule_flow(f, NULL, &FLOW_SHIFT_FLUX_DEV, 1024, 5, &err);
+    const float *v = golden(f, "euler.v", NULL);
+    float *x = golden(f, "euler.x", NULL);
+    CHECK(sampler_run(sampler_find("euler"), s, x, TOY, (Velocity){recorded_velocity, &v}, silent,
+                      (AfterStep){NULL, NULL}, &err));
+    expect_near("euler.out", x, golden(f, "euler.out", NULL), TOY, 0);
+    st_close(f);
+}
+
+static void stochastic_needs_noise(void **state) {
+    (void)state;
+    Error err = {0};
+    Schedule *s = schedule_new(NULL, schedule_at(0), 5, &err);
+    Field f = quiet;
+    float x[N] = {0};
+    assert_false(sampler_run(sampler_find("euler_ancestral"), s, x, N, (Velocity){decay, &f},
+                             silent, (AfterStep){NULL, NULL}, &err));
+    assert_non_null(strstr(err.text, "source of noise"));
+    assert_int_equal(f.calls, 0);
+    mem_free(s);
+}
+
 static void guidance(void **state) {
     (void)state;
     const float cond[4] = {1, -2, 0.5f, 4}, uncond[4] = {0.5f, 2, 0.5f, -4};
@@ -184,6 +306,9 @@ int main(void) {
         cmocka_unit_test(euler_converges),   cmocka_unit_test(straight_flow_is_exact),
         cmocka_unit_test(bad_numbers_stop),  cmocka_unit_test(callbacks_stop),
         cmocka_unit_test(schedules),         cmocka_unit_test(guidance),
+        cmocka_unit_test(trajectories_follow_the_formulas),
+        cmocka_unit_test(euler_is_that_of_diffusers),
+        cmocka_unit_test(stochastic_needs_noise),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
