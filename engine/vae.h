@@ -70,7 +70,7 @@ typedef struct VaeMemory {
     int tile_width, tile_height; // pixels; those of the picture where it is not tiled
     int tiles_x, tiles_y;        // 1 and 1: not tiled
     int bands;                   // most bands that a tensor is cut into; 1: whole
-    double flops;                // of one picture, all tiles
+    double flops;                // of one picture, all tiles; known after vae_prepare
 } VaeMemory;
 
 typedef struct VaeRun VaeRun;

@@ -36,6 +36,10 @@ static const struct {
     {"engine/pipeline",
      {"models/", "engine/", "backend/"},
      {"backend/impl.h", "backend/cpu/", "backend/vulkan/", "backend/cuda/"}},
+    // The stage in front of the autoencoders: which of them a file holds, and its plan.
+    {"engine/vae",
+     {"models/", "engine/", "backend/"},
+     {"backend/impl.h", "backend/cpu/", "backend/vulkan/", "backend/cuda/"}},
     {"engine/",
      {"engine/", "backend/"},
      {"backend/impl.h", "backend/cpu/", "backend/vulkan/", "backend/cuda/"}},
