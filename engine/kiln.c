@@ -1,39 +1,11 @@
 // kiln.c: see kiln.h. Translates between the public structs and the engine's; the work is theirs.
-#include "engine/kiln.h"
+#include "engine/kiln_impl.h"
 
 #include "backend/os.h"
-#include "engine/image.h"
-#include "engine/model_path.h"
-#include "engine/parameters.h"
+#include "engine/sampler.h"
 #include "engine/train.h"
 
 #include <math.h>
-
-#ifndef KILN_VERSION
-#define KILN_VERSION "unknown"
-#endif
-
-struct KilnContext {
-    Device *dev;
-    KilnDevice device;
-    Log log;
-    KilnOptions options;
-};
-
-struct KilnModel {
-    KilnContext *ctx;
-    NanoPipeline *nano;
-    char *path;
-    char **names; // [classes]
-};
-
-struct KilnImages {
-    int count;
-    Image **image;
-    Parameters parameters; // all but prompt and seed
-    char **prompt;         // [count]
-    uint64_t seed;
-};
 
 const char *kiln_version(void) { return KILN_VERSION; }
 
@@ -52,11 +24,11 @@ _Static_assert(sizeof((KilnError){0}.text) > ERROR_TEXT + ERROR_ITEMS * (ERROR_I
 
 static bool never(void *user) { return (void)user, false; }
 
-static Cancel cancel_of(const KilnCallbacks *c) {
+Cancel kiln_cancel(const KilnCallbacks *c) {
     return (Cancel){c->cancel ? c->cancel : never, c->user};
 }
 
-static bool check_precision(KilnPrecision p, DType *out, Error *err) {
+bool kiln_precision(KilnPrecision p, DType *out, Error *err) {
     static const DType types[] = {[KILN_F32] = DT_F32, [KILN_F16] = DT_F16, [KILN_BF16] = DT_BF16};
     if ((unsigned)p >= COUNT_OF(types))
         return err_set(err, STATUS_USAGE, "precision: expected KILN_F32, KILN_F16 or KILN_BF16, "
@@ -131,32 +103,18 @@ KilnMemory kiln_memory(const KilnContext *ctx) {
 
 // ---- models -------------------------------------------------------------------------------------
 
-static char **class_names(void *parent, const NanoConfig *c) {
-    char **names = MEM_ARRAY(parent, char *, c->classes);
-    for (int i = 0; i < c->classes; i++)
-        names[i] = c->names ? mem_strdup(names, c->names[i]) : mem_printf(names, "%d", i);
-    return names;
-}
-
-static bool open_model(KilnModel *m, const char *path, const KilnModelOptions *options,
-                       Error *err) {
-    DType compute = DT_F32;
-    if (options && !check_precision(options->precision, &compute, err)) return false;
-    m->path = model_path(m, path ? path : "", err);
-    if (!m->path) return false;
-    m->nano = nano_open(m, m->ctx->dev, m->path, compute, err);
-    if (!m->nano) return false;
-    m->names = class_names(m, nano_config(m->nano));
-    return true;
-}
-
 KilnModel *kiln_model_open(KilnContext *ctx, const char *path, const KilnModelOptions *options,
                            KilnError *error) {
     Error err = {0};
+    static const KilnModelOptions none = {0};
+    if (!options) options = &none;
     KilnModel *m = MEM_NEW(NULL, KilnModel);
     m->ctx = ctx;
-    if (!open_model(m, path, options, &err)) {
-        mem_free(m);
+    m->path = mem_strdup(m, path ? path : "");
+    bool parts = options->diffusion_model || options->dummy || (path && model_has_parts(path));
+    m->kind = parts ? &kiln_text : &kiln_nano;
+    if (!m->kind->open(m, options, &err)) {
+        kiln_model_close(m);
         m = NULL;
     }
     report(error, &err);
@@ -165,61 +123,34 @@ KilnModel *kiln_model_open(KilnContext *ctx, const char *path, const KilnModelOp
 
 void kiln_model_close(KilnModel *m) {
     if (!m) return;
-    nano_close(m->nano);
+    m->kind->close(m);
     mem_free(m);
 }
 
-KilnModelInfo kiln_model_info(const KilnModel *m) {
-    const NanoConfig *c = nano_config(m->nano);
-    return (KilnModelInfo){.architecture = "nano", .path = m->path, .width = c->size,
-                           .height = c->size, .classes = c->classes,
-                           .parameters = nano_param_count(c)};
-}
+KilnModelInfo kiln_model_info(const KilnModel *m) { return m->kind->info(m); }
 
 const char *kiln_model_class(const KilnModel *m, int i) {
-    return i >= 0 && i < nano_config(m->nano)->classes ? m->names[i] : NULL;
+    return i >= 0 && i < kiln_model_info(m).classes ? m->names[i] : NULL;
 }
 
 // ---- pictures -----------------------------------------------------------------------------------
 
-KilnRequest kiln_request(const KilnModel *m) {
-    (void)m; // of one architecture so far
-    return (KilnRequest){.count = 1, .sampler = "euler", .steps = NANO_DEFAULT_STEPS,
-                         .cfg_scale = NANO_DEFAULT_CFG};
-}
+KilnRequest kiln_request(const KilnModel *m) { return m->kind->request(m); }
 
-// Numbers of classes below `parent`, checked.
-static int *request_classes(void *parent, const KilnModel *m, const KilnRequest *r, Error *err) {
-    const NanoConfig *c = nano_config(m->nano);
-    int *classes = MEM_ARRAY(parent, int, r->count), one = -1;
-    if (r->class_name) {
-        one = nano_find_class(c, r->class_name);
-        if (one < 0) {
-            err_failed(err, "class: expected one of the model's %d classes, found \"%.60s\"",
-                       c->classes, r->class_name);
-            for (int i = 0; i < c->classes; i++) err_item(err, "%s", m->names[i]);
-            return NULL;
-        }
-    }
-    for (int i = 0; i < r->count; i++)
-        classes[i] = r->class_name ? one : r->classes ? r->classes[i] : i % c->classes;
-    return classes;
-}
+NoiseKind kiln_noise(KilnRng rng) { return rng == KILN_RNG_CUDA ? NOISE_CUDA : NOISE_TORCH; }
 
-static bool check_request(const KilnModel *m, const KilnRequest *r, Error *err) {
-    int size = nano_config(m->nano)->size;
+bool kiln_check_request(const KilnRequest *r, Error *err) {
     if (r->count < 1 || r->count > NANO_MAX_PICTURES)
         return err_set(err, STATUS_USAGE, "count: expected 1 to %d pictures, found %d",
                        NANO_MAX_PICTURES, r->count);
-    if (r->prompt && *r->prompt)
-        return err_failed(err, "prompt: expected a class for this model, found a text; set "
-                               "class_name");
-    if ((r->width && r->width != size) || (r->height && r->height != size))
-        return err_failed(err, "size: expected the model's, %d x %d, found %d x %d; leave it 0",
-                          size, size, r->width, r->height);
-    if (!sampler_find(r->sampler ? r->sampler : ""))
-        return err_set(err, STATUS_USAGE, "sampler: expected euler, found \"%.60s\"",
+    if (!sampler_find(r->sampler ? r->sampler : "")) {
+        char names[200] = "";
+        for (int i = 0; sampler_at(i); i++)
+            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "",
+                     sampler_at(i)->name);
+        return err_set(err, STATUS_USAGE, "sampler: expected one of %s, found \"%.60s\"", names,
                        r->sampler ? r->sampler : "");
+    }
     if (r->rng != KILN_RNG_TORCH && r->rng != KILN_RNG_CUDA)
         return err_set(err, STATUS_USAGE, "rng: expected KILN_RNG_TORCH or KILN_RNG_CUDA, found %d",
                        (int)r->rng);
@@ -229,88 +160,42 @@ static bool check_request(const KilnModel *m, const KilnRequest *r, Error *err) 
     return true;
 }
 
-static KilnPlan plan_of(const RunMemory *m) {
+KilnPlan kiln_plan_of(const RunMemory *m) {
     return (KilnPlan){.weights = m->weights_bytes, .arena = m->arena_bytes,
                       .programs = m->program_bytes, .staging = m->staging_bytes,
                       .peak = m->peak_bytes, .driver = m->driver_bytes};
 }
 
-static bool plan_request(KilnModel *m, const KilnRequest *r, RunMemory *memory, Error *err) {
-    return check_request(m, r, err) && nano_plan(m->nano, nano_pictures_per_pass(r->count),
-                                                 r->cfg_scale != 1, memory, err);
-}
-
 bool kiln_plan(KilnModel *m, const KilnRequest *r, KilnPlan *plan, KilnError *error) {
     Error err = {0};
-    RunMemory memory;
-    if (plan_request(m, r, &memory, &err)) *plan = plan_of(&memory);
+    if (kiln_check_request(r, &err)) m->kind->plan(m, r, plan, &err);
     return report(error, &err);
 }
 
-typedef struct Watch {
-    const KilnCallbacks *callbacks;
-    double started;
-} Watch;
-
-static bool after_step(void *user, const NanoProgress *p, Error *err) {
-    const Watch *w = user;
-    (void)err;
-    double passed = os_seconds() - w->started;
-    KilnProgress progress = {.stage = "sample", .done = p->done, .total = p->total,
-                             .seconds_left = passed / p->done * (p->total - p->done)};
-    if (w->callbacks->progress) w->callbacks->progress(w->callbacks->user, &progress);
-    return true;
-}
-
-static bool keep_images(KilnImages *images, const KilnModel *m, const KilnRequest *r,
-                        const int *classes, const float *x, Error *err) {
-    int side = nano_config(m->nano)->size, none = nano_config(m->nano)->classes;
-    size_t numbers = (size_t)NANO_CHANNELS * (size_t)side * (size_t)side;
+void kiln_images_begin(KilnImages *images, const KilnModel *m, const KilnRequest *r, int steps,
+                       double cfg_scale, int width, int height) {
     images->count = r->count;
     images->image = MEM_ARRAY(images, Image *, r->count);
     images->prompt = MEM_ARRAY(images, char *, r->count);
     images->seed = r->seed;
     images->parameters = (Parameters){
         .sampler = sampler_find(r->sampler)->name, .model = mem_strdup(images, m->path),
-        .steps = r->steps, .width = side, .height = side, .cfg_scale = r->cfg_scale,
+        .steps = steps, .width = width, .height = height, .cfg_scale = cfg_scale,
         .seeded = !r->noise, .torch_rng = r->rng == KILN_RNG_TORCH, .version = KILN_VERSION,
     };
-    for (int i = 0; i < r->count; i++) {
-        images->prompt[i] = mem_strdup(images, classes[i] < none ? m->names[classes[i]] : "");
-        images->image[i] = image_from_floats(images, x + (size_t)i * numbers, side, side, err);
-        if (!images->image[i]) return false;
-    }
-    return true;
 }
 
-static bool generate(KilnModel *m, const KilnRequest *r, KilnImages *images, Error *err) {
-    if (!plan_request(m, r, NULL, err)) return false;
-    void *scratch = mem_new(images, 1);
-    int *classes = request_classes(scratch, m, r, err);
-    if (!classes) return false;
-    if (r->callbacks.progress)
-        r->callbacks.progress(r->callbacks.user, &(KilnProgress){.stage = "load"});
-    if (!nano_prepare(m->nano, err)) return false;
-    Watch watch = {&r->callbacks, os_seconds()};
-    Cancel cancel = cancel_of(&r->callbacks);
-    NanoRequest request = {
-        .count = r->count, .classes = classes, .noise = r->noise, .seed = r->seed,
-        .rng = r->rng == KILN_RNG_CUDA ? NOISE_CUDA : NOISE_TORCH,
-        .sampler = sampler_find(r->sampler), .steps = r->steps, .cfg_scale = r->cfg_scale,
-        .cancel = &cancel, .after_step = after_step, .user = &watch,
-    };
-    int side = nano_config(m->nano)->size;
-    float *x = MEM_ARRAY(scratch, float, (size_t)r->count * NANO_CHANNELS * (size_t)(side * side));
-    bool ok =
-        nano_generate(m->nano, &request, x, err) && keep_images(images, m, r, classes, x, err);
-    mem_free(scratch);
-    return ok;
+bool kiln_images_put(KilnImages *images, int k, const char *prompt, const float *planes, Error *err) {
+    const Parameters *p = &images->parameters;
+    images->prompt[k] = mem_strdup(images, prompt);
+    images->image[k] = image_from_floats(images, planes, p->width, p->height, err);
+    return images->image[k] != NULL;
 }
 
 KilnImages *kiln_generate(KilnModel *m, const KilnRequest *r, KilnError *error) {
     Error err = {0};
     KilnImages *images = MEM_NEW(NULL, KilnImages);
-    if (!generate(m, r, images, &err)) {
+    if (!kiln_check_request(r, &err) || !m->kind->generate(m, r, images, &err)) {
         mem_free(images);
         images = NULL;
     }
@@ -390,9 +275,9 @@ static bool train(KilnContext *ctx, const KilnTraining *k, TrainReport *trained,
     if (!k->data || !k->out)
         return err_set(err, STATUS_USAGE, "train: expected data and out, found none");
     KilnCallbacks callbacks = k->callbacks;
-    Cancel cancel = cancel_of(&callbacks);
+    Cancel cancel = kiln_cancel(&callbacks);
     TrainOptions o = train_defaults();
-    if (!check_precision(k->precision, &o.precision, err)) return false;
+    if (!kiln_precision(k->precision, &o.precision, err)) return false;
     o.data = k->data, o.out = k->out, o.val = k->val, o.weights = k->weights;
     o.model.patch = k->patch, o.model.dim = k->dim, o.model.depth = k->depth;
     o.model.heads = k->heads, o.model.size = k->size;
@@ -415,6 +300,6 @@ bool kiln_train(KilnContext *ctx, const KilnTraining *training, KilnTrained *tra
     if (trained)
         *trained = (KilnTrained){.step = r.step, .skipped = r.skipped, .loss = r.loss,
                                  .validation_loss = r.validation_loss, .seconds = r.seconds,
-                                 .memory = plan_of(&r.memory)};
+                                 .memory = kiln_plan_of(&r.memory)};
     return report(error, &err);
 }

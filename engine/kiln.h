@@ -5,7 +5,7 @@
 //     KilnContext *ctx = kiln_open("auto", NULL, &err);
 //     KilnModel *model = kiln_model_open(ctx, "nano", NULL, &err);
 //     KilnRequest request = kiln_request(model);
-//     request.class_name = "cat";
+//     request.class_name = "cat"; // a text model: request.prompt = "a cat in the snow";
 //     KilnImages *images = kiln_generate(model, &request, &err);
 //     kiln_image_save(images, 0, "cat.png", &err);
 //
@@ -56,7 +56,8 @@ typedef struct KilnError {
 } KilnError;
 
 typedef struct KilnProgress {
-    const char *stage; // generate: "load", "sample"; train: "data", "train", "validate", "samples",
+    const char *stage; // generate: "load", "sample", or "text", "encode", "schedule", "denoise",
+                       // "decode"; train: "data", "train", "validate", "samples",
                        // "checkpoint"
     int64_t done, total; // steps (data: pictures)
     double seconds_left; // 0: not known yet
@@ -113,9 +114,15 @@ typedef enum KilnPrecision { KILN_F32, KILN_F16, KILN_BF16 } KilnPrecision;
 
 typedef struct KilnModelOptions { // {0}: all defaults
     KilnPrecision precision; // of matrix products and activations
+    // Text models: parts in files of their own (they replace the model's), each may be NULL.
+    const char *diffusion_model, *clip_l, *t5xxl, *vae;
+    const char *distill;     // a distilled T5-Base in place of T5-XXL; NULL: none
+    const char *type;        // of the weights on the device, as `kiln generate --type`; NULL: the file's
+    const char *dummy;       // "flux-dev", "flux-schnell": synthetic weights, no files; NULL: none
+    int dummy_divisor;       // narrower and shallower by it; 0: 1
 } KilnModelOptions;
 
-// `path`: a model file, a folder with model.safetensors, or a bare name that is looked up in the
+// `path`: a model file (or a diffusers folder), a folder with model.safetensors, or a bare name that is looked up in the
 // folder KILN_MODELS, beside the program and in Kiln's data folder ("nano": the shipped model). The
 // file's header is checked here; weights are read when they are first needed. Keep the file as it
 // is until the model is closed. `options` may be NULL.
@@ -125,8 +132,8 @@ KILN_API KilnModel *kiln_model_open(KilnContext *ctx, const char *path,
 KILN_API void kiln_model_close(KilnModel *model); // NULL is allowed
 
 typedef struct KilnModelInfo {
-    const char *architecture, *path;  // live as long as the model
-    int width, height;                // of its pictures
+    const char *architecture, *variant, *path; // "flux", "dev"; live as long as the model
+    int width, height;                // of its pictures (text models: the default)
     int classes;                      // 0: not a class-conditional model
     int64_t parameters;
 } KilnModelInfo;
@@ -150,10 +157,21 @@ typedef struct KilnRequest {
     int width, height;      // 0: the model's
     uint64_t seed;          // picture k uses seed + k
     KilnRng rng;
-    const float *noise;     // [count, 3, height, width] in place of random numbers, or NULL
+    const float *noise;     // in place of random numbers, or NULL: nano [count, 3, height, width],
+                            // FLUX [count, 16, height / 8, width / 8]
     const char *sampler;    // "euler"
     int steps;              // 1..10000
     double cfg_scale;       // classifier-free guidance; 1: none, in half the time
+    // Text models:
+    const char *negative_prompt; // counts where cfg_scale is above 1; NULL: empty
+    int t5_tokens;          // length of T5's text; 0: the model's
+    double guidance;        // the distilled guidance of FLUX dev
+    double cfg_low, cfg_high; // part of the run, 0..1, in which cfg_scale acts; both 0: all of it
+    const char *cfg_schedule; // "constant", "triangle", "cosine"; NULL: constant
+    double threshold;       // quantile of dynamic thresholding; 0: off
+    double shift;           // fixed shift of the schedule; 0: the model's
+    const uint8_t *init;    // [height, width, 3] picture to start from; NULL: from noise alone
+    double strength;        // 0..1: how much of it is replaced
     KilnCallbacks callbacks;
 } KilnRequest;
 

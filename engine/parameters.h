@@ -7,10 +7,12 @@
 
 typedef struct Parameters {
     const char *prompt;  // or the class; NULL: empty
+    const char *negative; // NULL: none
     const char *sampler; // "euler"
     const char *model;   // path: its name without folder and ending is shown
     int steps, width, height;
     double cfg_scale;
+    double guidance;     // the distilled scale; 0: none
     bool seeded;         // false: the noise was given
     uint64_t seed;
     bool torch_rng;

@@ -7,6 +7,7 @@
 #define KILN_ENGINE_WEIGHTS_H
 
 #include "backend/dtype.h"
+#include "backend/ops/tensor.h" // MAX_DIMS
 
 typedef struct WeightTensor {
     const char *name;

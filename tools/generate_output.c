@@ -18,10 +18,6 @@ Job *job_new(void *parent) {
 
 void job_free(Job *job) { mem_free(job); }
 
-const char *job_class(const Job *job, int c) {
-    return job->names ? job->names[c] : mem_printf((void *)(uintptr_t)job, "%d", c);
-}
-
 // ---- names ------------------------------------------------------------------------------------
 
 // `%d` or `%0Nd` in the file's name; NULL: none. *length of the whole, *digits N.
@@ -67,7 +63,7 @@ static bool check_sizes(const Job *job, Error *err) {
                           (unsigned long long)(ram / 4 >> 20), (unsigned long long)(bytes >> 20));
     if (!job->grid || job->count == 1) return true;
     int64_t columns = sheet_columns(job), rows = (job->count + columns - 1) / columns;
-    int64_t width = columns * (job->size + GAP) + GAP, height = rows * (job->size + GAP) + GAP;
+    int64_t width = columns * (job->width + GAP) + GAP, height = rows * (job->height + GAP) + GAP;
     if (width > IMAGE_MAX_SIDE || height > IMAGE_MAX_SIDE || width * height > IMAGE_MAX_PIXELS)
         return err_failed(err,
                           "--grid: expected a sheet of at most %d pixels per side and %d in all, "
@@ -77,6 +73,9 @@ static bool check_sizes(const Job *job, Error *err) {
 }
 
 bool job_check_outputs(Job *job, Error *err) {
+    job->numbers = (size_t)3 * (size_t)job->width * (size_t)job->height;
+    job->latent_numbers =
+        (size_t)job->channels * (size_t)job->latent_width * (size_t)job->latent_height;
     if (!check_sizes(job, err)) return false;
     job->path_count = job->grid ? 1 : job->count;
     job->paths = MEM_ARRAY(job, char *, job->path_count);
@@ -94,69 +93,52 @@ bool job_check_outputs(Job *job, Error *err) {
 
 // ---- while it runs ----------------------------------------------------------------------------
 
-static bool dump(Job *job, const char *name, int ndim, const int64_t *shape, const float *v,
-                 Error *err) {
+bool job_dump(const Job *job, const char *name, int ndim, const int64_t *shape, const float *v,
+              Error *err) {
+    if (!job->dump) return true;
     char *file = mem_printf(NULL, "%s.npy", name), *path = os_path_join(file, job->dump, file);
     bool ok = npy_write(path, DT_F32, ndim, shape, v, err);
     mem_free(file);
     return ok;
 }
 
-static bool dump_pictures(Job *job, const char *name, const float *v, Error *err) {
-    const int64_t shape[] = {job->count, NANO_CHANNELS, job->size, job->size};
-    return dump(job, name, COUNT_OF(shape), shape, v, err);
+static bool dump_latents(const Job *job, const char *name, const float *v, Error *err) {
+    const int64_t shape[] = {job->count, job->channels, job->latent_height, job->latent_width};
+    return job_dump(job, name, COUNT_OF(shape), shape, v, err);
 }
 
-bool job_begin_dump(Job *job, Error *err) {
+bool job_begin_dump(Job *job, const float *noise, const float *sigmas, int points, Error *err) {
     if (!job->dump) return true;
-    uint64_t bytes = (uint64_t)job->count * job->numbers * sizeof(float) * (uint64_t)job->steps;
+    uint64_t bytes =
+        (uint64_t)job->count * job->latent_numbers * sizeof(float) * (uint64_t)job->steps;
     if (bytes > MAX_TRACE_BYTES)
         return err_failed(err, "--dump: expected at most %d MiB of latents, found %d; lower -b or "
                           "--steps", (int)(MAX_TRACE_BYTES >> 20), (int)(bytes >> 20));
     job->trace = mem_new(job, bytes);
-    float *noise = job->noise;
-    if (!noise) { // as the pipeline draws it
-        noise = MEM_ARRAY(job, float, (size_t)job->count * job->numbers);
-        for (int k = 0; k < job->count; k++)
-            nano_noise(job->rng, job->seed + (uint64_t)k, noise + (size_t)k * job->numbers,
-                       job->numbers);
-    }
-    bool ok = dump_pictures(job, "noise", noise, err);
-    Schedule *s = ok ? schedule_new(NULL, job->schedule, job->steps, err) : NULL;
-    if (!s) return false;
-    float *sigmas = MEM_ARRAY(s, float, s->steps + 1); // share of noise: 1 - t
-    for (int i = 0; i <= s->steps; i++) sigmas[i] = (float)(1 - s->time[i]);
-    ok = dump(job, "sigmas", 1, (const int64_t[]){s->steps + 1}, sigmas, err);
-    mem_free(s);
-    return ok;
+    return dump_latents(job, "noise", noise, err) &&
+           job_dump(job, "sigmas", 1, (const int64_t[]){points}, sigmas, err);
 }
 
-static Image *sheet(void *parent, const Job *job, const float *x, int count, int columns,
-                    Error *err) {
-    const Image **images = MEM_ARRAY(parent, const Image *, count);
-    for (int i = 0; i < count; i++) {
-        images[i] = image_from_floats(parent, x + (size_t)i * job->numbers, job->size, job->size,
-                                      err);
-        if (!images[i]) return NULL;
-    }
-    if (count == 1) return image_from_floats(parent, x, job->size, job->size, err);
-    return image_grid(parent, images, count, columns, GAP, WHITE, err);
+void job_keep_latents(Job *job, int step, int first, int pictures, const float *latents) {
+    size_t n = job->latent_numbers;
+    if (!job->trace || step >= job->steps) return;
+    memcpy(job->trace + ((size_t)step * (size_t)job->count + (size_t)first) * n, latents,
+           (size_t)pictures * n * sizeof(float));
 }
 
-bool job_after_step(Job *job, const NanoProgress *p, Error *err) {
-    size_t n = (size_t)p->pictures * job->numbers, count = (size_t)job->count;
-    if (job->trace)
-        memcpy(job->trace + ((size_t)p->step * count + (size_t)p->first) * job->numbers, p->x,
-               n * sizeof(float));
+bool job_preview_due(Job *job, bool last) {
     double now = os_seconds();
-    if (!job->preview || (now - job->last_preview < PREVIEW_SECONDS &&
-                          p->done < p->total)) return true;
+    if (!job->preview || (now - job->last_preview < PREVIEW_SECONDS && !last)) return false;
     job->last_preview = now;
-    void *scratch = mem_new(NULL, 1);
-    Image *image = sheet(scratch, job, p->x, p->pictures, MIN(p->pictures, sheet_columns(job)),
-                         err);
-    bool ok = image && image_save(job->preview, image, NULL, 0, err);
-    mem_free(scratch);
+    return true;
+}
+
+bool job_preview(Job *job, const Image *const *images, int count, Error *err) {
+    Image *grid = count == 1 ? NULL : image_grid(NULL, images, count, MIN(count, sheet_columns(job)),
+                                                 GAP, WHITE, err);
+    bool ok = (count == 1 || grid) &&
+              image_save(job->preview, grid ? grid : images[0], NULL, 0, err);
+    mem_free(grid);
     return ok || err_prefix(err, "--preview");
 }
 
@@ -164,40 +146,51 @@ bool job_after_step(Job *job, const NanoProgress *p, Error *err) {
 
 // Of picture k; -1: of the sheet.
 static char *settings(void *parent, const Job *job, int k) {
-    char *text = mem_strdup(parent, "");
-    if (k >= 0) text = mem_printf(parent, "%s", job_class(job, job->classes[k]));
-    for (int i = 0; k < 0 && i < job->rows; i++)
-        text = mem_printf(parent, "%s%s%s", text, i ? ", " : "", job_class(job, job->kinds[i]));
-    const Parameters p = {
-        .prompt = text, .sampler = job->sampler->name, .model = job->model, .steps = job->steps,
-        .width = job->size, .height = job->size, .cfg_scale = job->cfg_scale,
-        .seeded = !job->noise, .seed = job->seed + (uint64_t)MAX(k, 0),
-        .torch_rng = job->rng == NOISE_TORCH, .version = KILN_VERSION,
-    };
+    Parameters p = job->parameters;
+    p.prompt = k >= 0 ? job->texts[k] : job->sheet_text;
+    p.width = job->width, p.height = job->height, p.steps = job->steps;
+    p.seeded = !job->noise, p.seed = job->seed + (uint64_t)MAX(k, 0);
+    p.version = KILN_VERSION;
     return parameters_text(parent, &p);
 }
 
-static bool write_dump(Job *job, Error *err) {
+static bool write_dump(const Job *job, const float *final_latents, Error *err) {
     if (!job->dump) return true;
-    size_t n = (size_t)job->count * job->numbers;
+    size_t n = (size_t)job->count * job->latent_numbers;
     for (int i = 0; i < job->steps; i++) {
         char name[32];
         snprintf(name, sizeof name, "latent.%d", i);
-        if (!dump_pictures(job, name, job->trace + (size_t)i * n, err)) return false;
+        if (!dump_latents(job, name, job->trace + (size_t)i * n, err)) return false;
     }
-    if (!dump_pictures(job, "latent.final", job->pictures, err)) return false;
-    float *image = MEM_ARRAY(job, float, n);
+    if (!dump_latents(job, "latent.final", final_latents, err)) return false;
+    n = (size_t)job->count * job->numbers;
+    float *image = MEM_ARRAY(NULL, float, n);
     for (size_t i = 0; i < n; i++) image[i] = MAX(-1.0f, MIN(1.0f, job->pictures[i]));
-    return dump_pictures(job, "image", image, err);
+    const int64_t shape[] = {job->count, 3, job->height, job->width};
+    bool ok = job_dump(job, "image", COUNT_OF(shape), shape, image, err);
+    mem_free(image);
+    return ok;
 }
 
-bool job_write(Job *job, Error *err) {
-    if (!write_dump(job, err)) return false;
+static Image *sheet(void *parent, const Job *job, Error *err) {
+    const Image **images = MEM_ARRAY(parent, const Image *, job->count);
+    for (int i = 0; i < job->count; i++) {
+        images[i] = image_from_floats(parent, job->pictures + (size_t)i * job->numbers, job->width,
+                                      job->height, err);
+        if (!images[i]) return NULL;
+    }
+    return image_grid(parent, images, job->count, sheet_columns(job), GAP, WHITE, err);
+}
+
+bool job_write(Job *job, const float *final_latents, Error *err) {
+    if (!write_dump(job, final_latents, err)) return false;
     bool ok = true;
     for (int i = 0; i < job->path_count && ok; i++) {
         void *scratch = mem_new(NULL, 1);
-        const float *x = job->pictures + (size_t)(job->grid ? 0 : i) * job->numbers;
-        Image *image = sheet(scratch, job, x, job->grid ? job->count : 1, sheet_columns(job), err);
+        Image *image = job->grid && job->count > 1
+                           ? sheet(scratch, job, err)
+                           : image_from_floats(scratch, job->pictures + (size_t)i * job->numbers,
+                                               job->width, job->height, err);
         ImageText text = {"parameters", settings(scratch, job, job->grid ? -1 : i)};
         ok = image && image_save(job->paths[i], image, &text, 1, err);
         mem_free(scratch);

@@ -129,7 +129,7 @@ static bool parse_choice(const Option *o, const char *text, const char **out) {
 bool option_value(const Option *o, const char *name, const char *text, void *field, Error *err) {
     bool ok = true, negative;
     switch (o->kind) {
-    case OPT_TEXT: *(const char **)field = text; break;
+    case OPT_TEXT: case OPT_MAYBE: *(const char **)field = text; break;
     case OPT_INT: ok = parse_int(o, text, field); break;
     case OPT_SEED: ok = parse_whole(text, false, &negative, field); break;
     case OPT_NUMBER: ok = parse_number(o, text, field); break;
@@ -265,6 +265,8 @@ static bool parse_long(Parse *p, int *i) {
         return err_set(p->err, STATUS_USAGE, "%s: %s: expected no value, found \"%.100s\"", p->what,
                        shown, equals + 1);
     if (o->kind == OPT_FLAG || o->kind == OPT_LATER) return take(p, o, shown, NULL);
+    const char *next = *i + 1 < p->argc ? p->argv[*i + 1] : NULL;
+    if (o->kind == OPT_MAYBE && !equals && (!next || next[0] == '-')) return take(p, o, shown, "");
     const char *text = equals ? equals + 1 : next_value(p, o, shown, i);
     return text && take(p, o, shown, text);
 }

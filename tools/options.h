@@ -11,6 +11,7 @@
 typedef enum {
     OPT_FLAG,   // bool; takes no value
     OPT_TEXT,   // const char *
+    OPT_MAYBE,  // const char *: a text that may be left out ("" then); never spelled like an option
     OPT_LIST,   // OptList: may be given several times
     OPT_INT,    // int64_t in min..max
     OPT_SEED,   // uint64_t, 0 to 2^64-1

@@ -1,0 +1,51 @@
+// model_parts.h: which model a user has named, and where its parts are: a diffusers folder, a single
+// checkpoint, or one file per part (CLI.md, `generate`).
+//
+// Thread-safety: an open ModelParts never changes.
+#ifndef KILN_ENGINE_MODEL_PARTS_H
+#define KILN_ENGINE_MODEL_PARTS_H
+
+#include "engine/weights.h"
+
+typedef enum { PART_TRANSFORMER, PART_CLIP_L, PART_T5, PART_VAE, PART_COUNT } PartId;
+
+// What the user gave; NULL: not given.
+typedef struct ModelPaths {
+    const char *model;            // -m
+    const char *part[PART_COUNT]; // --diffusion-model, --clip-l, --t5xxl, --vae: override
+    bool distill;                 // --distill: the T5 part is a distilled T5-Base
+    const char *distill_path;
+} ModelPaths;
+
+typedef struct ModelPart {
+    const Weights *weights; // NULL: not there
+    const char *path;       // for messages
+    const char *config;     // text of config.json; NULL: none
+    const char *tokenizer;  // folder; NULL: the built-in vocabulary
+} ModelPart;
+
+typedef struct ModelParts {
+    const char *path;         // of the model, as the user named it
+    const char *architecture; // "flux"
+    ModelPart part[PART_COUNT];
+    const char *scheduler;    // text of scheduler_config.json; NULL: none
+    bool distill;
+    void (*close)(void *parts); // private: of what made them
+} ModelParts;
+
+// Opens and checks everything; all hangs on `parent` but needs model_parts_close. A model of
+// another architecture is refused with the name of what it is; missing parts are listed with the
+// options that give them.
+ModelParts *model_parts_open(void *parent, const ModelPaths *paths, Error *err);
+void model_parts_close(ModelParts *parts); // NULL is allowed
+
+// The name of what a set of weights holds, known by its tensors: "flux", "sd1", "sd2", "sdxl",
+// "sdxl-refiner", "sd3", "clip_l", "t5", "vae", ...; NULL: not recognised. *prefix (may be NULL):
+// what stands in front of the part's own names.
+const char *weights_architecture(const Weights *w, const char **prefix);
+// A sentence part for people: "Stable Diffusion XL". `architecture` as above.
+const char *architecture_title(const char *architecture);
+// Is `path` something for model_parts_open (a diffusers folder, or a file that is no Nano-Sora)?
+bool model_has_parts(const char *path);
+
+#endif

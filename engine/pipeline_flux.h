@@ -1,0 +1,108 @@
+// pipeline_flux.h: a prompt to pictures with FLUX.1 (models/flux.h), stage by stage:
+//   text       CLIP-L's pooled state and T5's states of the prompt (and of the negative prompt)
+//   encode     image to image only: the picture's latents
+//   schedule   all that depends on timestep, guidance and pooled text, for every step
+//   transformer  one pass (two with classifier-free guidance) per step
+//   decode     latents to pictures
+// Only one stage is on the device at a time; each is planned within the device's budget, and the
+// memory of all is known before the first begins.
+//
+// Thread-safety: used by the thread of its device.
+#ifndef KILN_ENGINE_PIPELINE_FLUX_H
+#define KILN_ENGINE_PIPELINE_FLUX_H
+
+#include "engine/guidance.h"
+#include "engine/image.h"
+#include "engine/model_parts.h"
+#include "engine/noise.h"
+#include "engine/sampler.h"
+#include "engine/stack.h"
+#include "engine/vae.h"
+
+typedef struct FluxPipeline FluxPipeline;
+
+typedef struct FluxPipelineOptions {
+    DType compute; // of matrix operands and of activations inside blocks: f32, bf16, f16
+    DType type;    // of the transformer's and T5's matrices on the device; DT_COUNT: as in the file
+} FluxPipelineOptions;
+
+// What happens while a request runs; every function may be NULL.
+typedef struct FluxEvents {
+    // A stage begins: "text", "encode", "schedule", "denoise", "decode"; `unit` is what is counted.
+    void (*stage)(void *user, const char *name, const char *unit);
+    void (*progress)(void *user, int64_t done, int64_t total);
+    void (*warn)(void *user, const char *line); // a prompt that was cut, ...
+    // Arrays for --dump: "text.clip_l.pooled", "noise", "sigmas", ...
+    bool (*array)(void *user, const char *name, int ndim, const int64_t *shape, const float *v,
+                  Error *err);
+    // After each step: latents [C, h, w] of `picture`, and the clean latent it now heads for.
+    bool (*after_step)(void *user, int step, int picture, const float *latent, const float *clean,
+                       Error *err);
+    void *user;
+} FluxEvents;
+
+typedef struct FluxRequest {
+    const char *prompt, *negative; // UTF-8; negative NULL: empty
+    size_t prompt_size, negative_size;
+    int t5_tokens;                 // 0: the model's
+    int count, width, height;      // pictures; multiples of 16; 0: 1024
+    uint64_t seed;                 // picture k uses seed + k
+    NoiseKind rng;
+    const float *noise;            // [count, C, height / 8, width / 8]; NULL: drawn from the seed
+    int steps;                     // 0: the model's
+    const Sampler *sampler;        // NULL: euler
+    const ScheduleKind *schedule;  // NULL: the first
+    double shift;                  // 0: the model's
+    Guidance cfg;                  // classifier-free guidance
+    double guidance;               // distilled guidance (dev)
+    const Image *init;             // of the request's size; NULL: from noise alone
+    double strength;
+    VaeTiling tiling;
+    const Cancel *cancel;          // may be NULL
+    FluxEvents events;
+} FluxRequest;
+
+typedef struct FluxInfo {
+    const char *architecture, *variant; // "flux"; "dev", "schnell"
+    int channels;                       // of the latents
+    int steps, t5_tokens;               // the model's defaults
+    int64_t parameters;                 // of all parts
+} FluxInfo;
+
+enum { FLUX_MAX_STAGES = 8, FLUX_DEFAULT_SIDE = 1024, FLUX_SIZE_STEP = 16, FLUX_MAX_SIDE = 8192 };
+
+typedef struct FluxStagePlan {
+    const char *name; // "text.clip_l", "text.t5xxl", "encode", "schedule", "transformer", "decode"
+    uint64_t resident_bytes, streamed_bytes, arena_bytes, peak_bytes;
+    uint64_t moved_bytes_per_step; // uploaded per pass
+    uint64_t weights_bytes;        // on the device: resident ones and slots
+    double flops;                  // per pass
+} FluxStagePlan;
+
+typedef struct FluxPlan {
+    int stages;
+    FluxStagePlan stage[FLUX_MAX_STAGES];
+    int peak_stage;       // the one that takes most
+    uint64_t peak_bytes, driver_bytes;
+    double planning_ms;
+} FluxPlan;
+
+// Opens a model: configurations, names, shapes and types of all parts are checked; nothing is
+// allocated on the device. `parts` must outlive the pipeline.
+FluxPipeline *flux_pipeline_open(void *parent, Device *dev, const ModelParts *parts,
+                        const FluxPipelineOptions *options, Error *err);
+void flux_pipeline_close(FluxPipeline *p); // NULL is allowed
+FluxInfo flux_pipeline_info(const FluxPipeline *p);
+// Fills in what is 0 in the request and checks it.
+bool flux_pipeline_check(const FluxPipeline *p, FluxRequest *r, Error *err);
+// Plans every stage within `budget` bytes (0: the device's). False where one does not fit: the text
+// gives the smallest budget that does.
+bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, FluxPlan *plan, Error *err);
+
+typedef struct FluxSeconds { double text, encode, schedule, denoise, decode; } FluxSeconds;
+// pictures [count, 3, H, W] in -1..1 (not clamped), latents [count, C, H/8, W/8]. `seconds` and
+// `moved` (bytes uploaded per step by the transformer, as counted) may be NULL.
+bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *r, float *pictures, float *latents,
+                   FluxSeconds *seconds, uint64_t *moved, Error *err);
+
+#endif

@@ -1,0 +1,222 @@
+// inspect_found.c: see inspect.h.
+#include "tools/inspect.h"
+
+#include "backend/os.h"
+#include "engine/pipeline_dummy.h"
+#include "engine/model_path.h"
+#include "engine/pipeline_nano.h"
+
+#include <inttypes.h>
+
+static bool starts_with(const char *text, const char *start) {
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+// ---- what there is ------------------------------------------------------------------------------
+
+static void add_part(Inspected *in, const char *name, const char *path, const Weights *w,
+                     const char *prefix) {
+    if (w && in->parts < INSPECT_MAX_PARTS)
+        in->part[in->parts++] = (InspectPart){.name = name, .path = path, .weights = w, .prefix = prefix};
+}
+
+static void count_tensors(Inspected *in) {
+    for (int k = 0; k < in->parts; k++) {
+        const Weights *w = in->part[k].weights;
+        bool seen = false; // several parts of one file: counted once
+        for (int i = 0; i < k; i++) seen = seen || in->part[i].weights == w;
+        for (int i = 0; !seen && i < weights_count(w); i++) {
+            const WeightTensor *t = weights_at(w, i);
+            InspectPart *part = &in->part[MAX(inspect_part_of(in, w, t->name), 0)];
+            part->tensors++, in->tensors++;
+            part->bytes += t->bytes, in->bytes += t->bytes;
+            part->numbers += t->count, in->numbers += t->count;
+            in->by_type[t->dtype]++;
+            in->type_bytes[t->dtype] += t->bytes;
+        }
+    }
+}
+
+int inspect_part_of(const Inspected *in, const Weights *w, const char *name) {
+    int best = -1;
+    for (int k = 0; k < in->parts; k++)
+        if (in->part[k].weights == w && starts_with(name, in->part[k].prefix) &&
+            (best < 0 || strlen(in->part[k].prefix) > strlen(in->part[best].prefix)))
+            best = k;
+    return best;
+}
+
+static void found_model(Inspected *in, ModelParts *model) {
+    static const char *const names[PART_COUNT] = {
+        [PART_TRANSFORMER] = "transformer", [PART_CLIP_L] = "clip_l", [PART_T5] = "t5xxl", [PART_VAE] = "vae"};
+    in->model = model;
+    in->path = model->path;
+    in->architecture = model->architecture;
+    for (int i = 0; i < PART_COUNT; i++)
+        add_part(in, names[i], model->part[i].path, model->part[i].weights, "");
+    const Weights *w = model->part[PART_TRANSFORMER].weights;
+    bool guided = weights_find(w, "guidance_in.in_layer.weight") ||
+                  weights_find(w, "time_text_embed.guidance_embedder.linear_1.weight");
+    in->variant = guided ? "dev" : "schnell";
+}
+
+// A training checkpoint holds the model, its averaged weights ("ema.") and AdamW's moments.
+static void found_nano(void *mem, Inspected *in) {
+    NanoConfig c;
+    Error ignored = {0};
+    const char *config = weights_meta(in->file, "kiln.config");
+    if (!config || !nano_parse_config(mem, config, in->path, &c, &ignored)) return;
+    bool training = weights_meta(in->file, "kiln.state");
+    in->architecture = "nano";
+    in->variant = training ? "training checkpoint" : "model";
+    in->title = mem_printf(mem, "patch %d, width %d, %d blocks, %d heads, %d x %d pixels, %d classes",
+                           c.patch, c.dim, c.depth, c.heads, c.size, c.size, c.classes);
+    add_part(in, "diffusion_model", in->path, in->file, "");
+    if (!training) return;
+    add_part(in, "averaged_weights", in->path, in->file, "ema.");
+    add_part(in, "first_moments", in->path, in->file, "m.");
+    add_part(in, "second_moments", in->path, in->file, "v.");
+}
+
+// Parts that stand in one file (ComfyUI's and the original checkpoints), by prefix.
+static void found_file(Inspected *in) {
+    static const struct { const char *name, *prefix; } inside[] = {
+        {"diffusion_model", "model.diffusion_model."}, {"clip_l", "text_encoders.clip_l."},
+        {"t5xxl", "text_encoders.t5xxl."}, {"vae", "vae."}, {"vae", "first_stage_model."},
+        {"text_encoder", "cond_stage_model."}, {"text_encoders", "conditioner."},
+    };
+    static const struct { const char *kind, *name; } alone[] = {
+        {"vae", "vae"}, {"t5", "text_encoder"}, {"clip_l", "text_encoder"}};
+    const char *kind = weights_architecture(in->file, NULL), *name = kind ? "diffusion_model" : "unknown";
+    in->architecture = kind;
+    for (size_t i = 0; kind && i < COUNT_OF(alone); i++)
+        if (!strcmp(alone[i].kind, kind)) name = alone[i].name;
+    if (kind && !strcmp(kind, "flux"))
+        in->variant = weights_find(in->file, "guidance_in.in_layer.weight") ||
+                              weights_find(in->file, "model.diffusion_model.guidance_in.in_layer.weight")
+                          ? "dev" : "schnell";
+    add_part(in, name, in->path, in->file, "");
+    for (size_t i = 0; i < COUNT_OF(inside); i++) {
+        bool any = false;
+        for (int k = 0; k < weights_count(in->file) && !any; k++)
+            any = starts_with(weights_at(in->file, k)->name, inside[i].prefix);
+        if (any) add_part(in, inside[i].name, in->path, in->file, inside[i].prefix);
+    }
+    bool rest = false;
+    for (int k = 0; k < weights_count(in->file) && in->parts > 1 && !rest; k++)
+        rest = inspect_part_of(in, in->file, weights_at(in->file, k)->name) == 0;
+    if (in->parts > 1 && !rest) { // everything has a part of its own
+        memmove(in->part, in->part + 1, sizeof in->part[0] * (size_t)(in->parts - 1));
+        in->parts--;
+    }
+}
+
+static bool names_parts(const InspectValues *v) {
+    return v->diffusion_model || v->clip_l || v->t5xxl || v->vae || v->distill;
+}
+
+bool inspect_open(Cmd *cmd, const InspectValues *v, Inspected *in, Error *err) {
+    *in = (Inspected){0};
+    DType type;
+    if (v->dummy) {
+        const char *name = *v->dummy ? v->dummy : pipeline_dummy_name(0);
+        int divisor;
+        if (!text_model_type(v->type, &type, err) || !pipeline_dummy_divisor(v->dummy_scale, &divisor, err) ||
+            !pipeline_dummy_check(name, err))
+            return err_prefix(err, "inspect");
+        ModelParts *model = pipeline_dummy_open(cmd->mem, name, divisor, type);
+        if (model) found_model(in, model);
+        count_tensors(in);
+        return model != NULL;
+    }
+    char *index = v->path ? os_path_join(cmd->mem, v->path, "model_index.json") : NULL;
+    bool folder = index && os_path_kind(index) == PATH_FILE;
+    if (folder || names_parts(v)) {
+        const ModelPaths paths = {
+            .model = v->path,
+            .part = {[PART_TRANSFORMER] = v->diffusion_model, [PART_CLIP_L] = v->clip_l,
+                     [PART_T5] = v->t5xxl, [PART_VAE] = v->vae},
+            .distill = v->distill, .distill_path = v->distill && *v->distill ? v->distill : NULL,
+        };
+        ModelParts *model = model_parts_open(cmd->mem, &paths, err);
+        if (!model) return false;
+        found_model(in, model);
+    } else {
+        in->path = os_path_kind(v->path) == PATH_DIR ? v->path : model_path(cmd->mem, v->path, err);
+        in->file = in->path ? weights_open(cmd->mem, in->path, err) : NULL;
+        if (!in->file) return false;
+        found_nano(cmd->mem, in);
+        if (!in->architecture) found_file(in);
+    }
+    count_tensors(in);
+    return true;
+}
+
+void inspect_close(Inspected *in) {
+    model_parts_close(in->model);
+    weights_close(in->file);
+}
+
+// ---- the plan -----------------------------------------------------------------------------------
+
+static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out, Error *err) {
+    Device *dev = cmd_open_device(cmd, err);
+    if (!dev) return false;
+    char *path = model_path(cmd->mem, v->path, err);
+    NanoPipeline *p = path ? nano_open(cmd->mem, dev, path, DT_F32, err) : NULL;
+    bool ok = p != NULL;
+    int size = p ? nano_config(p)->size : 0;
+    if (ok && ((v->width && v->width != size) || (v->height && v->height != size)))
+        ok = err_failed(err, "inspect: expected the size that the model was trained for, %d x %d, "
+                        "found %" PRId64 " x %" PRId64, size, size, v->width ? v->width : size,
+                        v->height ? v->height : size);
+    double start = os_seconds();
+    RunMemory m = {0};
+    ok = ok && nano_plan(p, nano_pictures_per_pass((int)v->batch), v->cfg_scale != 1, &m, err);
+    if (ok) {
+        PlanStats stats = nano_stats(p);
+        out->plan = (FluxPlan){.stages = 1, .peak_bytes = m.peak_bytes, .driver_bytes = m.driver_bytes,
+                               .planning_ms = (os_seconds() - start) * 1e3};
+        out->plan.stage[0] = (FluxStagePlan){
+            .name = "step", .resident_bytes = m.weights_bytes, .weights_bytes = m.weights_bytes,
+            .arena_bytes = m.arena_bytes, .peak_bytes = m.peak_bytes, .flops = stats.flops};
+        out->ops = stats.ops, out->barriers = stats.barriers;
+        out->budget = dev_memory(dev).budget;
+        out->fits = m.peak_bytes <= out->budget;
+        snprintf(out->device, sizeof out->device, "%s", dev_info(dev)->id);
+    }
+    (void)in;
+    nano_close(p);
+    dev_close(dev);
+    return ok;
+}
+
+static bool plan_text(Cmd *cmd, const InspectValues *v, InspectPlan *out, Error *err) {
+    const TextModelNames names = {
+        .paths = {.model = v->path,
+                  .part = {[PART_TRANSFORMER] = v->diffusion_model, [PART_CLIP_L] = v->clip_l,
+                           [PART_T5] = v->t5xxl, [PART_VAE] = v->vae},
+                  .distill = v->distill, .distill_path = v->distill && *v->distill ? v->distill : NULL},
+        .dummy = v->dummy, .dummy_scale = v->dummy_scale, .type = v->type, .precision = v->precision,
+    };
+    TextModel model = {0};
+    FluxRequest r = {.width = (int)v->width, .height = (int)v->height, .count = (int)v->batch,
+                     .steps = cmd_given(cmd, "steps") ? (int)v->steps : 0,
+                     .t5_tokens = (int)v->t5_tokens, .guidance = 3.5,
+                     .cfg = {.scale = cmd_given(cmd, "cfg-scale") ? v->cfg_scale : 1}};
+    bool ok = text_model_open(cmd, &names, &model, err) && flux_pipeline_check(model.pipeline, &r, err);
+    if (ok) {
+        out->budget = dev_memory(model.dev).budget;
+        snprintf(out->device, sizeof out->device, "%s", dev_info(model.dev)->id);
+        out->fits = ok = flux_pipeline_plan(model.pipeline, &r, 0, &out->plan, err);
+    }
+    text_model_close(&model);
+    return ok;
+}
+
+bool inspect_plan(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out, Error *err) {
+    *out = (InspectPlan){0};
+    if (!in->architecture)
+        return err_failed(err, "%s: expected a model of a known architecture to plan, found none", in->path);
+    return strcmp(in->architecture, "nano") ? plan_text(cmd, v, out, err) : plan_nano(cmd, v, in, out, err);
+}
