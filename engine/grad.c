@@ -27,14 +27,13 @@ static Tensor *whole_grad(Tensor *base, int axis) {
 }
 
 // Where the gradient of `t` may be written at once, because t is (a reshape of) a slice: its place
-// in the gradient of the sliced tensor. NULL: nowhere, make a new tensor.
+// in the gradient of the sliced tensor. NULL: nowhere, make a new tensor. The place becomes t's
+// gradient and reaches the slice as any gradient does, so that nothing is counted twice.
 static Tensor *grad_place(Tensor *t) {
     if (!t->needs_grad || t->grad) return NULL;
     if (t->view == VIEW_RESHAPE) {
         Tensor *place = grad_place(t->base);
-        if (!place) return NULL;
-        t->base->grad = place; // filled by the op that is about to be recorded
-        return g_reshape(place, t->ndim, t->shape);
+        return place ? g_reshape(place, t->ndim, t->shape) : NULL;
     }
     if (t->view != VIEW_SLICE) return NULL;
     TensorExtra *s = extra_of(t), *b = extra_of(t->base);
@@ -43,7 +42,7 @@ static Tensor *grad_place(Tensor *t) {
         if (b->pieces.v[i].start < s->start + s->count &&
             s->start < b->pieces.v[i].start + b->pieces.v[i].count)
             return NULL;
-    Piece piece = {t, s->start, s->count};
+    Piece piece = {t, s->start, s->count, false};
     ARR_PUSH(t->g, &b->pieces, piece);
     return g_slice(whole, s->axis, s->start, s->count);
 }
@@ -53,7 +52,6 @@ static void finish_slice(Tensor *t) {
     Graph *g = t->g;
     TensorExtra *s = extra_of(t), *b = extra_of(t->base);
     Tensor *whole = whole_grad(t->base, s->axis);
-    if (t->grad->storage == whole->storage) return; // written in place
     Tensor *place = g_slice(whole, s->axis, s->start, s->count);
     for (int i = 0; i < b->pieces.n; i++) {
         Piece *p = &b->pieces.v[i];
@@ -64,12 +62,18 @@ static void finish_slice(Tensor *t) {
                    "a defect in the model's graph");
             return;
         }
-        if (p->slice == t) break; // its first part was written in place and is summed in t->grad
-        g_ewise(g, EWISE(.kind = EW_ADD, .x = place, .y = t->grad, .o = place));
+        if (p->slice == t) { // written in place, and perhaps summed in t->grad with more
+            p->done = true;
+            if (t->grad->storage != whole->storage) g_copy(g, COPY(.x = t->grad, .y = place));
+        } else if (!p->done) { // its sum would be written over what is added to the place now
+            grad_add(p->slice, t->grad);
+        } else {
+            g_ewise(g, EWISE(.kind = EW_ADD, .x = place, .y = t->grad, .o = place));
+        }
         return;
     }
     g_copy(g, COPY(.x = t->grad, .y = place));
-    Piece piece = {t, s->start, s->count};
+    Piece piece = {t, s->start, s->count, true};
     ARR_PUSH(g, &b->pieces, piece);
 }
 
@@ -97,25 +101,10 @@ static void finish_whole(Tensor *t) {
     grad_add(t, whole);
 }
 
-// dy goes to the base in its own shape, unless grad_place sent it there already.
-static void reshape_vjp(Tensor *t) {
-    Tensor *base = t->base, *dy = t->grad;
-    Tensor *whole = base->view == VIEW_SLICE ? extra_of(base->base)->whole : NULL;
-    if (whole && base->grad) {
-        bool dy_placed = dy->storage == whole->storage;
-        if (dy_placed) return; // the base's gradient is the place, or was summed from it
-        if (base->grad->storage == whole->storage) { // dy was summed from the place
-            base->grad = g_reshape(dy, base->ndim, base->shape);
-            return;
-        }
-    }
-    grad_add(base, g_reshape(dy, base->ndim, base->shape));
-}
-
 static void view_vjp(Tensor *t) {
     Tensor *base = t->base, *dy = t->grad;
     switch (t->view) {
-    case VIEW_RESHAPE: reshape_vjp(t); return;
+    case VIEW_RESHAPE: grad_add(base, g_reshape(dy, base->ndim, base->shape)); return;
     case VIEW_SLICE: finish_slice(t); return;
     case VIEW_PERMUTE: {
         int inverse[MAX_DIMS] = {0};

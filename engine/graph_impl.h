@@ -32,7 +32,8 @@ struct Node {
 typedef struct ConcatPart { Tensor *part; int64_t start; } ConcatPart;
 
 // A range of a sliced tensor's gradient that has been written, and by the gradient of which slice.
-typedef struct Piece { const Tensor *slice; int64_t start, count; } Piece;
+// `done`: that slice has been visited; until then further contributions to the range go to it.
+typedef struct Piece { Tensor *slice; int64_t start, count; bool done; } Piece;
 
 // The rest of a tensor, indexed by Tensor.id.
 typedef struct TensorExtra {
