@@ -42,7 +42,7 @@ bool clip_check_config(const ClipConfig *c, Error *err);
 BindWant *clip_wants(void *parent, const ClipConfig *c, int *count);
 extern const char *const clip_ignore[];
 
-// --dummy: CLIP-L at 1/divisor of the width (a divisor of 64 up to 32, or 3, 6, 12, 24).
+// --dummy: CLIP-L at 1/divisor of the width (1, 2, 4, 8, 16, 32).
 bool clip_preset(int divisor, ClipConfig *out);
 WeightTensor *clip_tensors(void *parent, const ClipConfig *c, DType matrices, int *count);
 

@@ -71,11 +71,11 @@ bool flux_is_schedule(const char *name); // does the schedule stage own this (or
 BindNames flux_names_diffusers;
 extern const char *const flux_ignore[]; // tensors that files may hold unused (BindOptions.ignore)
 
-// Synthetic models (--dummy): "flux-dev", "flux-schnell" at 1/divisor of the width (divisor 1, 2, 3,
-// 4, 6, 8, 12, 16, 24, 32; the depth stays). False: no such name or divisor.
+// Synthetic models (--dummy): "flux-dev", "flux-schnell" at 1/divisor of the width (divisor 1, 2, 4,
+// 8, 16, 32; the depth stays). False: no such name or divisor.
 bool flux_preset(const char *name, int divisor, FluxConfig *out);
 // What a file of it would hold (original names): for weights_synthetic and engine/dummy.h. Matrices
-// in `matrices`, biases and norms in f32.
+// in `matrices` (f16 where a row is not whole blocks), biases and norms in f32.
 WeightTensor *flux_tensors(void *parent, const FluxConfig *c, DType matrices, int *count);
 
 // ---- inputs made by the host --------------------------------------------------------------------
@@ -152,7 +152,7 @@ typedef struct FluxStep {
     Param *tokens_in; // [B, Ti, in_channels], per step
     Param *rope;      // [1, Tt + Ti, head_dim / 2, 2], once
     Param *context;   // [P, Tt, D], per prompt
-    Param *mods_double, *mods_single, *mods_tail; // [doubles, P 12 D], [singles, P 3 D], [P, 2 D], per step
+    Param *mods;      // [P, flux_mods(c)], per step
     // Result (f32):
     Param *velocity;  // [B, Ti, out_channels]
     Param *x;         // internal: [B, Tt + Ti, D], text first: the residual stream after each unit

@@ -4,7 +4,7 @@
 #ifndef KILN_MODELS_NAMES_H
 #define KILN_MODELS_NAMES_H
 
-#include "engine/bind.h"
+#include "engine/stack.h"
 
 // One line: names that begin with `ours` become `theirs` (up to four parts, stacked), what follows
 // is kept. "#" stands for a block's number, the same on both sides; a name in `theirs` that ends
@@ -27,22 +27,55 @@ int names_translate(void *user, const char *name, const char **out, void *scratc
 const NameLayout *names_detect(void *parent, const Weights *w, const NameLayout *layouts, int count,
                                const char **prefix);
 
-// Shapes of wanted tensors are tables too: "N" names filled in per block.
+// ---- tables of weights ------------------------------------------------------------------------
+
+// What a model wants, block by block: the same rows make the list for bind_weights, the tensors of
+// synthetic models and the weights of a stack's unit (in the rows' order).
 typedef struct WantRow {
-    const char *name;   // "#" is the block's number
-    const char *shape;  // space-separated sizes: a factor, then a letter that `dim_of` knows: "3D D"
+    const char *name;  // "#" is the block's number
+    const char *shape; // sizes in words: sums of a factor and a letter that dim_of knows: "3D+M D"
     bool optional;
 } WantRow;
+
 typedef struct WantList {
-    void *parent;
     BindWant *v;
     int n, cap;
+    void *parent;
     int64_t (*dim_of)(const void *config, char letter);
     const void *config;
 } WantList;
 void wants_add(WantList *list, const WantRow *rows, int count, int block);
-// As tensors of a file: matrices in `matrices`, rows of one dimension in `vectors`.
-WeightTensor *wants_tensors(void *parent, const BindWant *wants, int count, DType matrices,
-                            DType vectors);
+
+// As tensors of a file: matrices in `matrices` where rows are whole blocks of it (else f16), tensors
+// of one dimension in f32.
+WeightTensor *wants_tensors(void *parent, const BindWant *wants, int count, DType matrices);
+int64_t wants_parameters(const BindWant *wants, int count);
+
+typedef struct UnitList {
+    StackUnit *v;
+    int n, cap;
+    void *parent;
+    const BoundWeight *weight; // [weights] of the model
+    int weights;
+    int cursor; // private
+} UnitList;
+// A unit whose weights are those of `rows`. `name` is kept.
+void units_add(UnitList *list, int kind, int index, const char *name, const WantRow *rows, int count);
+const BoundWeight *bound_find(const BoundWeight *w, int count, const char *name); // NULL: none
+
+// ---- recording --------------------------------------------------------------------------------
+
+// The type of products that may leave f16's range (feed-forward layers): bf16 in place of f16.
+static inline DType wide(DType compute) { return compute == DT_F16 ? DT_BF16 : compute; }
+
+typedef struct Linear {
+    Tensor *x;       // [..., K]; cast to `compute`
+    Param *weight;   // [N, K]
+    Param *bias;     // [N] or NULL
+    DType compute, out;
+    uint32_t act;
+    Tensor *gate, *residual, *y; // as in g_gemm
+} Linear;
+Tensor *g_linear(Graph *g, const Linear *l);
 
 #endif

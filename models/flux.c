@@ -1,0 +1,334 @@
+// flux.c: configuration, weights and host-side inputs of FLUX.1. See flux.h.
+#include "models/flux_impl.h"
+
+#include <math.h>
+
+#include "engine/json.h"
+
+// ---- weights ----------------------------------------------------------------------------------
+
+// Letters: D width, H head, M MLP, I and O tokens in and out, J text states, P pooled text,
+// F features.
+#define LINEAR(name, out, in) {name ".weight", out " " in, false}, {name ".bias", out, false}
+#define EMBEDDER(name, in) LINEAR(name ".in_layer", "D", in), LINEAR(name ".out_layer", "D", "D")
+#define STREAM(s)                                                                               \
+    LINEAR("double_blocks.#." s "_attn.qkv", "3D", "D"),                                         \
+    {"double_blocks.#." s "_attn.norm.query_norm.scale", "H", false},                            \
+    {"double_blocks.#." s "_attn.norm.key_norm.scale", "H", false},                              \
+    LINEAR("double_blocks.#." s "_attn.proj", "D", "D"),                                         \
+    LINEAR("double_blocks.#." s "_mlp.0", "M", "D"), LINEAR("double_blocks.#." s "_mlp.2", "D", "M")
+
+static const WantRow time_rows[] = {EMBEDDER("time_in", "F"), EMBEDDER("vector_in", "P"),
+                                    EMBEDDER("guidance_in", "F")};
+static const WantRow text_rows[] = {LINEAR("txt_in", "D", "J")};
+static const WantRow double_mod_rows[] = {LINEAR("double_blocks.#.img_mod.lin", "6D", "D"),
+                                          LINEAR("double_blocks.#.txt_mod.lin", "6D", "D")};
+static const WantRow single_mod_rows[] = {LINEAR("single_blocks.#.modulation.lin", "3D", "D")};
+static const WantRow tail_mod_rows[] = {LINEAR("final_layer.adaLN_modulation.1", "2D", "D")};
+static const WantRow head_rows[] = {LINEAR("img_in", "D", "I")};
+static const WantRow double_rows[] = {STREAM("img"), STREAM("txt")};
+static const WantRow single_rows[] = {
+    LINEAR("single_blocks.#.linear1", "3D+M", "D"),
+    {"single_blocks.#.norm.query_norm.scale", "H", false},
+    {"single_blocks.#.norm.key_norm.scale", "H", false},
+    LINEAR("single_blocks.#.linear2", "D", "D+M"),
+};
+static const WantRow tail_rows[] = {LINEAR("final_layer.linear", "O", "D")};
+
+#define GROUP(rows) {rows, COUNT_OF(rows)}
+static const FluxGroup groups[FLUX_ROWS_COUNT] = {
+    [FLUX_ROWS_TIME] = GROUP(time_rows),
+    [FLUX_ROWS_TEXT] = GROUP(text_rows),
+    [FLUX_ROWS_DOUBLE_MODS] = GROUP(double_mod_rows),
+    [FLUX_ROWS_SINGLE_MODS] = GROUP(single_mod_rows),
+    [FLUX_ROWS_TAIL_MODS] = GROUP(tail_mod_rows),
+    [FLUX_ROWS_HEAD] = GROUP(head_rows),
+    [FLUX_ROWS_DOUBLE] = GROUP(double_rows),
+    [FLUX_ROWS_SINGLE] = GROUP(single_rows),
+    [FLUX_ROWS_TAIL] = GROUP(tail_rows),
+};
+
+FluxGroup flux_group(const FluxConfig *c, FluxRows group) {
+    FluxGroup g = groups[group];
+    if (group == FLUX_ROWS_TIME && !c->guidance) g.count -= MLP_COUNT;
+    return g;
+}
+
+static int64_t dim_of(const void *config, char letter) {
+    const FluxConfig *c = config;
+    switch (letter) {
+    case 'D': return c->dim;
+    case 'H': return c->head_dim;
+    case 'M': return c->mlp;
+    case 'I': return c->in_channels;
+    case 'O': return c->out_channels;
+    case 'J': return c->text_dim;
+    case 'P': return c->pooled_dim;
+    default: return FLUX_FEATURES;
+    }
+}
+
+BindWant *flux_wants(void *parent, const FluxConfig *c, int *count) {
+    WantList list = {.parent = parent, .dim_of = dim_of, .config = c};
+    const int blocks[FLUX_ROWS_COUNT] = {1, 1, c->doubles, c->singles, 1, 1, c->doubles, c->singles, 1};
+    for (int i = 0; i < FLUX_ROWS_COUNT; i++) {
+        FluxGroup group = flux_group(c, (FluxRows)i);
+        for (int block = 0; block < blocks[i]; block++)
+            wants_add(&list, group.rows, group.count, block);
+    }
+    *count = list.n;
+    return list.v;
+}
+
+bool flux_is_schedule(const char *name) {
+    static const char *const parts[] = {"time_in.", "vector_in.", "guidance_in.", "txt_in.",
+                                        "_mod.lin.", ".modulation.lin.", ".adaLN_modulation."};
+    for (size_t i = 0; i < COUNT_OF(parts); i++)
+        if (strstr(name, parts[i])) return true;
+    return false;
+}
+
+WeightTensor *flux_tensors(void *parent, const FluxConfig *c, DType matrices, int *count) {
+    BindWant *wants = flux_wants(parent, c, count);
+    return wants_tensors(parent, wants, *count, matrices);
+}
+
+// ---- configuration ----------------------------------------------------------------------------
+
+bool flux_check_config(const FluxConfig *c, Error *err) {
+    const struct { const char *name; int value, low, high; } range[] = {
+        {"in_channels", c->in_channels, 4, 4096}, {"out_channels", c->out_channels, 4, 4096},
+        {"num_attention_heads", c->heads, 1, 256}, {"attention_head_dim", c->head_dim, 8, 256},
+        {"width of the MLPs", c->mlp, 8, 1 << 18}, {"num_layers", c->doubles, 1, 256},
+        {"num_single_layers", c->singles, 1, 256}, {"joint_attention_dim", c->text_dim, 1, 65536},
+        {"pooled_projection_dim", c->pooled_dim, 1, 65536},
+        {"width", c->dim, 8, 65536},
+    };
+    for (size_t i = 0; i < COUNT_OF(range); i++)
+        if (range[i].value < range[i].low || range[i].value > range[i].high)
+            return err_failed(err, "flux: expected %s from %d to %d, found %d", range[i].name,
+                              range[i].low, range[i].high, range[i].value);
+    int sum = 0;
+    bool even = true;
+    for (int i = 0; i < FLUX_AXES; i++) {
+        even = even && c->axes[i] >= 0 && c->axes[i] <= 256 && c->axes[i] % 2 == 0;
+        sum += c->axes[i];
+    }
+    if (!even || sum != c->head_dim)
+        return err_failed(err, "flux: expected axes_dims_rope of three even numbers with the sum %d "
+                          "(the head's width), found %d, %d, %d", c->head_dim, c->axes[0],
+                          c->axes[1], c->axes[2]);
+    if (c->dim != c->heads * c->head_dim)
+        return err_failed(err, "flux: expected a width of heads x head width = %d x %d, found %d",
+                          c->heads, c->head_dim, c->dim);
+    return true;
+}
+
+// The file's tensor behind an original name that has one piece in every layout; NULL: none.
+static const WeightTensor *tensor_of(const Weights *w, const NameLayout *layout, const char *prefix,
+                                     const char *name) {
+    void *scratch = mem_new(NULL, 1);
+    const char *pieces[BIND_MAX_PIECES];
+    NameLayout copy = *layout;
+    names_translate(&copy, name, pieces, scratch);
+    const WeightTensor *t = weights_find(w, mem_printf(scratch, "%s%s", prefix, pieces[0]));
+    mem_free(scratch);
+    return t;
+}
+
+// Counts blocks; `format` has one %d.
+static int blocks_of(const Weights *w, const NameLayout *layout, const char *prefix,
+                     const char *before, const char *after) {
+    int n = 0;
+    char name[96];
+    do snprintf(name, sizeof name, "%s%d%s", before, n, after);
+    while (tensor_of(w, layout, prefix, name) && ++n < 10000);
+    return n;
+}
+
+static void axes_of(FluxConfig *c) { // 1/8 and twice 7/16 of a head: 16, 56, 56
+    c->axes[0] = c->head_dim / 8;
+    c->axes[1] = c->axes[2] = (c->head_dim - c->axes[0]) / 2;
+}
+
+static bool config_from_shapes(const Weights *w, const NameLayout *layout, const char *prefix,
+                               FluxConfig *c, Error *err) {
+    const struct { const char *name; int axis; int *field; } shapes[] = {
+        {"img_in.weight", 0, &c->dim},
+        {"img_in.weight", 1, &c->in_channels},
+        {"txt_in.weight", 1, &c->text_dim},
+        {"vector_in.in_layer.weight", 1, &c->pooled_dim},
+        {"double_blocks.0.img_mlp.0.weight", 0, &c->mlp},
+        {"double_blocks.0.img_attn.norm.query_norm.scale", 0, &c->head_dim},
+        {"final_layer.linear.weight", 0, &c->out_channels},
+    };
+    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
+        const WeightTensor *t = tensor_of(w, layout, prefix, shapes[i].name);
+        int64_t size = t && t->ndim > shapes[i].axis ? t->shape[shapes[i].axis] : 0;
+        if (size < 1 || size > INT32_MAX / 8)
+            return err_failed(err, "%s: expected the tensor `%s` (%s layout, prefix \"%s\"), found %s",
+                              weights_path(w), shapes[i].name, layout->name, prefix,
+                              t ? "another shape" : "none");
+        *shapes[i].field = (int)size;
+    }
+    c->heads = c->dim / c->head_dim;
+    c->theta = 10000;
+    c->guidance = tensor_of(w, layout, prefix, "guidance_in.in_layer.weight") != NULL;
+    c->doubles = blocks_of(w, layout, prefix, "double_blocks.", ".img_mod.lin.weight");
+    c->singles = blocks_of(w, layout, prefix, "single_blocks.", ".modulation.lin.weight");
+    axes_of(c);
+    return true;
+}
+
+// diffusers' config.json overrides what the shapes say (and the binding tells where they differ).
+static bool config_from_json(const char *text, FluxConfig *c, Error *err) {
+    Json *root = json_parse(text, strlen(text), "transformer/config.json", err);
+    if (!root) return false;
+    const struct { const char *name; int *field; } members[] = {
+        {"in_channels", &c->in_channels}, {"out_channels", &c->out_channels},
+        {"num_attention_heads", &c->heads}, {"attention_head_dim", &c->head_dim},
+        {"num_layers", &c->doubles}, {"num_single_layers", &c->singles},
+        {"joint_attention_dim", &c->text_dim}, {"pooled_projection_dim", &c->pooled_dim},
+    };
+    const char *class = json_string(json_get(root, "_class_name"), "FluxTransformer2DModel");
+    bool ok = !strcmp(class, "FluxTransformer2DModel") ||
+              err_failed(err, "transformer/config.json: expected `_class_name` FluxTransformer2DModel, "
+                         "found %s", class);
+    for (size_t i = 0; ok && i < COUNT_OF(members); i++) {
+        const Json *v = json_get(root, members[i].name);
+        int64_t value;
+        if (!v || json_is_null(v)) continue;
+        ok = json_int_in(v, 1, 1 << 20, &value) ||
+             err_failed(err, "transformer/config.json: expected a whole number `%s` from 1 to %d, "
+                        "found something else", members[i].name, 1 << 20);
+        if (ok) *members[i].field = (int)value;
+    }
+    c->guidance = json_bool(json_get(root, "guidance_embeds"), c->guidance);
+    c->dim = (int)MIN((int64_t)c->heads * c->head_dim, INT32_MAX);
+    axes_of(c);
+    const Json *axes = json_get(root, "axes_dims_rope");
+    if (ok && axes && json_count(axes) != FLUX_AXES)
+        ok = err_failed(err, "transformer/config.json: expected `axes_dims_rope` of three numbers, "
+                        "found %zu", json_count(axes));
+    int i = 0;
+    for (const Json *v = ok ? json_first(axes) : NULL; v; v = json_next(v), i++) {
+        int64_t value;
+        c->axes[i] = json_int_in(v, 0, 256, &value) ? (int)value : -1;
+    }
+    json_free(root);
+    return ok;
+}
+
+static bool no_flux(const Weights *w, Error *err) {
+    return err_failed(err, "%s: expected the transformer of FLUX.1 (a tensor "
+                      "`double_blocks.0.img_mod.lin.weight` or "
+                      "`single_transformer_blocks.0.proj_mlp.weight`), found none; name another file",
+                      weights_path(w));
+}
+
+bool flux_config(const Weights *w, const char *config_json, FluxConfig *out, Error *err) {
+    void *scratch = mem_new(NULL, 1);
+    const char *prefix = "";
+    const NameLayout *layout = flux_layout(scratch, w, &prefix);
+    *out = (FluxConfig){0};
+    bool ok = layout ? config_from_shapes(w, layout, prefix, out, err) : no_flux(w, err);
+    ok = ok && (!config_json || config_from_json(config_json, out, err));
+    if (ok && !flux_check_config(out, err)) ok = err_prefix(err, "%s", weights_path(w));
+    mem_free(scratch);
+    return ok;
+}
+
+FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, Error *err) {
+    FluxModel *m = MEM_NEW(parent, FluxModel);
+    const NameLayout *layout = flux_layout(m, w, &m->prefix);
+    if (!layout) {
+        no_flux(w, err);
+        mem_free(m);
+        return NULL;
+    }
+    m->layout = layout->name;
+    m->weights = *m->prefix ? weights_part(m, w, m->prefix) : w;
+    bool ok = flux_config(w, config_json, &m->config, err);
+    NameLayout copy = *layout;
+    BindOptions options = {.names = names_translate, .user = &copy, .type = DT_COUNT,
+                           .ignore = flux_ignore};
+    if (ok) {
+        m->want = flux_wants(m, &m->config, &m->count);
+        m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);
+        ok = m->weight != NULL;
+    }
+    for (int i = 0; ok && i < m->count; i++) {
+        m->bytes += m->weight[i].bytes;
+        if (flux_is_schedule(m->weight[i].name)) m->schedule_bytes += m->weight[i].bytes;
+    }
+    if (!ok) {
+        mem_free(m);
+        return NULL;
+    }
+    m->parameters = wants_parameters(m->want, m->count);
+    return m;
+}
+
+bool flux_preset(const char *name, int divisor, FluxConfig *out) {
+    bool dev = !strcmp(name, "flux-dev");
+    if ((!dev && strcmp(name, "flux-schnell")) || divisor < 1 || divisor > 32 || (divisor & (divisor - 1)))
+        return false;
+    int dim = 3072 / divisor;
+    *out = (FluxConfig){.in_channels = 64, .out_channels = 64, .dim = dim, .mlp = 4 * dim,
+                        .head_dim = divisor == 1 ? 128 : divisor <= 4 ? 64 : 32,
+                        .doubles = 19, .singles = 38, .text_dim = 4096 / divisor,
+                        .pooled_dim = 768 / divisor, .guidance = dev, .theta = 10000};
+    out->heads = dim / out->head_dim;
+    axes_of(out);
+    return true;
+}
+
+// ---- inputs made by the host ------------------------------------------------------------------
+
+void flux_features(double t, float out[FLUX_FEATURES]) {
+    const int half = FLUX_FEATURES / 2;
+    for (int i = 0; i < half; i++) {
+        double angle = 1000.0 * t * exp(-log(10000.0) * i / half);
+        out[i] = (float)cos(angle);
+        out[half + i] = (float)sin(angle);
+    }
+}
+
+void flux_rope(const FluxConfig *c, int text, int rows, int columns, float *out) {
+    RopeAxis axis[FLUX_AXES];
+    for (int i = 0; i < FLUX_AXES; i++) axis[i] = (RopeAxis){c->axes[i], c->theta};
+    int64_t tokens = text + (int64_t)rows * columns;
+    double *positions = MEM_ARRAY(NULL, double, MAX(tokens * FLUX_AXES, 1)); // zero for the text
+    for (int y = 0; y < rows; y++)
+        for (int x = 0; x < columns; x++) {
+            double *p = positions + (text + (int64_t)y * columns + x) * FLUX_AXES;
+            p[1] = y;
+            p[2] = x;
+        }
+    rope_fill(axis, FLUX_AXES, positions, tokens, out);
+    mem_free(positions);
+}
+
+// One walk serves both directions.
+static void each_pixel(int batch, int channels, int rows, int columns, float *latents, float *tokens,
+                       bool pack) {
+    int width = 2 * columns, height = 2 * rows;
+    for (int64_t plane = 0; plane < (int64_t)batch * channels; plane++)
+        for (int y = 0; y < height; y++)
+            for (int x = 0; x < width; x++) {
+                int64_t image = plane / channels, channel = plane % channels;
+                int64_t token = (image * rows + y / 2) * columns + x / 2;
+                float *a = latents + (plane * height + y) * width + x;
+                float *b = tokens + (token * channels + channel) * 4 + y % 2 * 2 + x % 2;
+                if (pack) *b = *a;
+                else *a = *b;
+            }
+}
+
+void flux_pack(int batch, int channels, int rows, int columns, const float *latents, float *tokens) {
+    each_pixel(batch, channels, rows, columns, (float *)(uintptr_t)latents, tokens, true);
+}
+
+void flux_unpack(int batch, int channels, int rows, int columns, const float *tokens, float *latents) {
+    each_pixel(batch, channels, rows, columns, latents, (float *)(uintptr_t)tokens, false);
+}
