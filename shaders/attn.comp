@@ -1,7 +1,7 @@
 // attn.comp: attention without the matrix of scores (ops/attn.h; Dao et al. 2022). Each invocation
 // owns OWN queries (heads.glsl); keys pass by in blocks: the scores of a block, its maximum, the
-// old sums rescaled once, then the values. Row sums and the maximum belong to one invocation, so there
-// is nothing to reduce, and the order of summation never changes.
+// old sums rescaled once, then the values. Row sums and the maximum belong to one invocation, so
+// there is nothing to reduce, and the order of summation never changes.
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common/kiln.glsl"

@@ -73,17 +73,8 @@ uvec2 at_row(TensorArg t, uint b, uint row, uint dtype) {
     return addr_add(a, t.shape[4] == 1 ? 0 : row, t.stride[4], dtype);
 }
 
-// Four elements i.. of which `valid` (at least 1, or 0 for none) exist; the rest is 0.
-vec4 load_some(uvec2 a, uint i, uint valid, uint dtype) {
-    if (VECTORS) return load4(a, i, dtype);
-    uint last = max(valid, 1) - 1;
-    return vec4(load(a, i, dtype), load(a, i + min(1, last), dtype),
-                load(a, i + min(2, last), dtype), load(a, i + min(3, last), dtype));
-}
-vec4 keep(vec4 v, uint valid) {
-    return vec4(valid > 0 ? v.x : 0.0, valid > 1 ? v.y : 0.0, valid > 2 ? v.z : 0.0,
-                valid > 3 ? v.w : 0.0);
-}
+#define TILE_M TILE_4
+#include "common/product.glsl"
 
 #ifdef THIN
 shared float parts[64 * 33];
@@ -129,26 +120,13 @@ void main() {
 }
 
 #elif defined(LANES)
-struct Line { float v[16]; };
-layout(buffer_reference, std430, buffer_reference_align = 4) buffer RefLine { Line v[]; };
-struct HalfLine { uint v[8]; };
-layout(buffer_reference, std430, buffer_reference_align = 4) buffer RefHalfLine { HalfLine v[]; };
-
 // Elements 16 line .. 16 line + 15 of this lane's row (trans: column) of an operand; all exist.
 void load_line(uvec2 a, bool trans, uint stride, uint line, uint dtype, out float v[16]) {
     if (trans) {
         a = addr_add(a, 16 * line, stride, dtype);
         [[unroll]] for (uint u = 0; u < 16; u++) v[u] = load(a, u * stride, dtype);
-    } else if (dtype == DTYPE_F32) {
-        [[unroll]] for (uint u = 0; u < 16; u++) v[u] = RefLine(a).v[line].v[u];
-    } else if (VECTORS) {
-        [[unroll]] for (uint u = 0; u < 16; u += 2) {
-            vec2 two = unpack2(RefHalfLine(a).v[line].v[u / 2], dtype);
-            v[u] = two.x;
-            v[u + 1] = two.y;
-        }
     } else {
-        [[unroll]] for (uint u = 0; u < 16; u++) v[u] = load(a, 16 * line + u, dtype);
+        load_row_line(a, line, dtype, v);
     }
 }
 float load_one(uvec2 a, bool trans, uint stride, uint k, uint dtype) {
@@ -225,13 +203,6 @@ void main() {
 }
 
 #else
-const uint PAD = 4; // keeps rows in whole vectors and off each other's banks
-const uint X_LINE = TILE_4 + PAD, W_LINE = TILE_5 + PAD;
-// [k, m], and at the end TILE_4 / ROWS rows of y
-const uint X_BLOCK = STEP_K * X_LINE, Y_BLOCK = TILE_4 / ROWS * TILE_5;
-shared float xs[X_BLOCK > Y_BLOCK ? X_BLOCK : Y_BLOCK];
-shared float ws[STEP_K * W_LINE]; // [k, n]
-
 // Copies a block [SIZE, STEP_K] of an operand into shared memory as [k, row]. `a` is the address of
 // its first row (trans: of its first column, stored [K, rows]); `rows` and K - k0 elements exist.
 // Rows past the end repeat the last one: what they give is not stored.
@@ -259,16 +230,6 @@ shared float ws[STEP_K * W_LINE]; // [k, n]
     }
 STAGE(stage_x, xs, TILE_4, X_LINE)
 STAGE(stage_w, ws, TILE_5, W_LINE)
-
-// Which row and column of the tile this invocation's sum [i][j] is.
-uint row_of(uint i) {
-    uint row0 = gl_LocalInvocationIndex / (TILE_5 / COLS) * 4;
-    return row0 + i / 4 * (4 * TILE_4 / ROWS) + i % 4;
-}
-uint col_of(uint j) {
-    uint col0 = gl_LocalInvocationIndex % (TILE_5 / COLS) * 4;
-    return col0 + j / 4 * (4 * TILE_5 / COLS) + j % 4;
-}
 
 void main() {
     uint origin[MAX_DIMS];
@@ -299,14 +260,7 @@ void main() {
             stage_x(x, tx, x_stride, rows, k0, K, xt);
             stage_w(w, tw, w_stride, cols, k0, K, wt);
             barrier();
-            for (uint k = 0; k < STEP_K; k++) {
-                float xv[ROWS], wv[COLS];
-                [[unroll]] for (uint i = 0; i < ROWS; i++) xv[i] = xs[k * X_LINE + row_of(i)];
-                [[unroll]] for (uint j = 0; j < COLS; j++) wv[j] = ws[k * W_LINE + col_of(j)];
-                [[unroll]] for (uint i = 0; i < ROWS; i++)
-                    [[unroll]] for (uint j = 0; j < COLS; j++)
-                        acc[i][j] = fma(xv[i], wv[j], acc[i][j]);
-            }
+            MULTIPLY_BLOCK(acc)
         }
     }
 
@@ -314,17 +268,7 @@ void main() {
     uvec2 gate = addr_add(at_row(args.gate, b, m0, GATE_TYPE), n0, gate_step(5), GATE_TYPE);
     uvec2 residual = addr_add(at_row(args.residual, b, m0, RESIDUAL_TYPE), n0, 1, RESIDUAL_TYPE);
     uvec2 y = addr_add(at_row(args.y, b, m0, Y_TYPE), n0, 1, Y_TYPE);
-    // A few rows at a time through shared memory: whole lines are stored, and the epilogue's code
-    // stands here ROWS times only.
-    [[unroll]] for (uint i = 0; i < ROWS; i++) {
-        barrier();
-        uint line = row_of(0) / 4 * TILE_5;
-        [[unroll]] for (uint j = 0; j < COLS; j++) xs[line + col_of(j)] = acc[i][j];
-        barrier();
-        [[dont_unroll]] for (uint e = gl_LocalInvocationIndex; e < Y_BLOCK; e += THREADS) {
-            uint m = e / TILE_5 * 4 + i / 4 * (4 * TILE_4 / ROWS) + i % 4, n = e % TILE_5;
-            if (m < rows && n < cols) finish(bias, gate, residual, y, m, n, xs[e]);
-        }
-    }
+    FINISH_TILE(acc, m, n, sum,
+                if (m < rows && n < cols) finish(bias, gate, residual, y, m, n, sum))
 }
 #endif

@@ -86,6 +86,9 @@ static const Row rows[] = {
     {"group large mean", 1, 200, 64, NORM_GROUP, 0, WEIGHT, 1000, 0.1, FILL_RANDOM, 0, 32},
     {"group outliers", 1, 300, 32, NORM_GROUP, 0, WEIGHT | BIAS, 0, 1, FILL_OUTLIERS, 0, 8},
     {"group 5000 rows", 1, 5000, 33, NORM_GROUP, 0, 0, 0.5, 1, FILL_RANDOM, 2, 11},
+    {"group 1027 rows", 2, 1027, 34, NORM_GROUP, ACT_SILU, WEIGHT | BIAS | GAP, 0.5, 1, FILL_RANDOM, 0,
+     17},
+    {"group 1100 rows large mean", 1, 1100, 64, NORM_GROUP, 0, 0, 300, 0.5, FILL_RANDOM, 2, 32},
     {"group far", 1, 5, 64, NORM_GROUP, 0, WEIGHT | BASE, 0, 1, FILL_RANDOM, 0, 4},
     {"group far rows of x", 1, 2, 72, NORM_GROUP, 0, FAR_X, 0, 1, FILL_RANDOM, 2, 6},
 };

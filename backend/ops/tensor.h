@@ -34,6 +34,21 @@ struct TensorArg {
 #define DTYPE_F16 1
 #define DTYPE_BF16 2
 #define DTYPE_I32 3
+// Packed: only dequant reads them.
+#define DTYPE_F8_E4M3 4
+#define DTYPE_F8_E5M2 5
+#define DTYPE_Q8_0 12
+#define DTYPE_Q4_0 13
+#define DTYPE_Q4_1 14
+#define DTYPE_Q5_0 15
+#define DTYPE_Q5_1 16
+#define DTYPE_Q2_K 17
+#define DTYPE_Q3_K 18
+#define DTYPE_Q4_K 19
+#define DTYPE_Q5_K 20
+#define DTYPE_Q6_K 21
+#define DTYPE_IQ4_NL 22
+#define DTYPE_IQ4_XS 23
 
 // Activations, fused (gemm, norm) or alone (ewise).
 #define ACT_NONE 0

@@ -1,6 +1,15 @@
 // kernels.c: the table of kernel rows, and whether a row takes a call.
 #include "backend/vulkan/kernels.h"
 
+// What shaders know of types (ops/tensor.h) and of an argument block.
+#define SAME(name) _Static_assert((int)DTYPE_##name == (int)DT_##name, "as in dtype.h");
+SAME(F32) SAME(F16) SAME(BF16) SAME(I32) SAME(F8_E4M3) SAME(F8_E5M2) SAME(Q8_0) SAME(Q4_0)
+SAME(Q4_1) SAME(Q5_0) SAME(Q5_1) SAME(Q2_K) SAME(Q3_K) SAME(Q4_K) SAME(Q5_K) SAME(Q6_K)
+SAME(IQ4_NL) SAME(IQ4_XS)
+#undef SAME
+_Static_assert(sizeof(TensorArg) == 64, "as shaders read it");
+_Static_assert(MAX_OPERANDS * sizeof(TensorArg) + sizeof(OpParams) <= BLOCK_BYTES, "a block");
+
 const KernelRow kernel_rows[] = {
 #include "backend/vulkan/kernels.def"
     {.name = NULL},
@@ -174,11 +183,14 @@ bool row_takes(const KernelRow *row, const OpCall *call, const RowLimits *limits
 uint64_t pass_tiles(const KernelPass *pass, const OpCall *call) {
     if (pass->if_present && !call->t[pass->if_present - 1].buffer) return 0;
     const TensorRef *grid = &call->t[pass->grid];
-    uint64_t tiles = 1;
+    uint64_t tiles = 1, parts = pass->parts;
+    if (pass->parts_param)
+        parts = MAX(row_number(FROM_PARAM, 0, pass->parts_param - 1, call), 1);
     if (pass->flat) return ((uint64_t)ref_count(grid) + pass->flat - 1) / pass->flat;
     for (int i = 0; i < MAX_DIMS; i++) {
         uint64_t size = (uint64_t)ref_dim(grid, i), tile = pass->tile[i];
         uint64_t n = tile ? (size + tile - 1) / tile : 1;
+        if (parts) n = i < 4 ? size : i == 4 ? parts : 1;
         if (!mul_size(tiles, n, &tiles)) return UINT64_MAX;
     }
     return tiles;

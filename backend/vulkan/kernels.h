@@ -6,6 +6,9 @@
 #include "backend/impl.h"
 
 enum { MAX_PASSES = 3, MAX_CONSTANTS = 8, MAX_NEEDS = 8 };
+// The argument block of a step: operands, parameters, and room that its kernels may use (group norms
+// leave their statistics there for the next pass).
+enum { BLOCK_BYTES = 1024 };
 enum { CONSTANT_THREADS = 6, CONSTANT_FLAT = 7, CONSTANT_TYPES = 16 }; // as in kiln.glsl
 
 // Operand types as bits, for .types and .typed.
@@ -14,6 +17,7 @@ enum { CONSTANT_THREADS = 6, CONSTANT_FLAT = 7, CONSTANT_TYPES = 16 }; // as in 
 #define T_BF16 (1u << DT_BF16)
 #define T_I32 (1u << DT_I32)
 #define T_FLOAT (T_F32 | T_F16 | T_BF16)
+#define T_PACKED (1u << DT_F8_E4M3 | 1u << DT_F8_E5M2 | ((1u << DT_COUNT) - (1u << DT_Q8_0)))
 #define OPERAND(n) (1u << (n)) // for .typed and .absent
 
 // What a device must have beyond the baseline.
@@ -55,6 +59,9 @@ typedef struct KernelPass {
     int grid;          // the operand whose shape the tiles cover
     uint32_t tile[6];  // elements per tile in its padded shape; 0: the whole dimension
     uint32_t flat;     // instead of .tile: elements per tile of the shape taken as one dimension
+    // Instead of .tile: for each index of the grid operand's first four dimensions so many tiles,
+    // which the shader lays out itself: a number, or (1 + PARAM(...)) a parameter, 0 counting as 1.
+    uint32_t parts, parts_param;
     uint32_t threads;  // invocations per workgroup
     uint32_t subgroup; // required subgroup size; 0: any
     bool barrier;      // reads what the pass before it wrote

@@ -9,9 +9,7 @@
 // wrong is a program cut and recorded anew. Cutting never changes a result.
 #include "backend/vulkan/vk.h"
 
-enum { BLOCK_BYTES = MAX_OPERANDS * (int)sizeof(TensorArg) + 64, MAX_SEGMENTS = 4096 };
-_Static_assert(sizeof(TensorArg) == 64, "as shaders read it");
-_Static_assert(sizeof(OpParams) <= 64, "parameters fit their part of a block");
+enum { MAX_SEGMENTS = 4096 };
 static const int max_recordings = 4; // of one program: timings vary, recording must settle
 // A timestamp makes a fast device wait for what was before it, so that steps shorter than this
 // share one, in seconds; what it measures is then divided among them as they were estimated.
