@@ -17,6 +17,7 @@ typedef struct WeightTensor {
     uint64_t count, bytes;
     int file;                   // private: of the set
     uint64_t at;                // private: offset in the file's mapping
+    const int64_t *stride;      // private: in elements; NULL: contiguous
 } WeightTensor;
 
 typedef struct Weights Weights;
@@ -41,7 +42,8 @@ const char *weights_meta_at(const Weights *w, int i, const char **value); // the
 // Copies `bytes` bytes of a tensor from `offset` into `out`. Any thread.
 bool weights_read(const Weights *w, const WeightTensor *t, uint64_t offset, void *out, uint64_t bytes,
                   Error *err);
-// The tensor in the mapping, or NULL where there is none (synthetic ones).
+// The tensor in the mapping (aligned to nothing), or NULL where it does not stand there as such
+// (synthetic ones; PyTorch's that are not contiguous): weights_read works for all.
 const void *weights_data(const Weights *w, const WeightTensor *t);
 
 // A set whose bytes come from a function: tests, `--dummy`. `tensors` (count of them, with name,
