@@ -1,22 +1,14 @@
 // gemm_amx_bf16.c: products of bf16 matrices on AMX tiles, accumulated in f32. A micro kernel makes
 // 32 x 32 outputs from 2 x 2 tiles; w is packed once per call for all threads, x per part where it
 // does not lie as tiles need it. Long sums go in blocks of K that keep both operands in the
-// second-level cache.
-//
-// A tile holds 16 rows of 64 bytes: of x, 16 rows of 32 k; of w, 16 pairs of k of 16 columns (the
-// two k of a pair side by side).
+// second-level cache, and x is packed for all threads: see "long sums".
 #include "backend/cpu/fast/gemm.h"
 
 #if HAVE_AVX512_BF16 && defined(__AVX512F__)
-#include "backend/cpu/fast/vec.h"
-
-#define TILES __attribute__((target("amx-tile,amx-bf16")))
+#include "backend/cpu/fast/amx.h"
 
 enum {
-    SIDE = 32,        // outputs of the micro kernel in each direction
-    STEP = 32,        // k of a tile
     KB = 512,         // k of a block
-    TILE = 512,       // bf16 in a tile
     TALL = 2048,      // k from which parts pack w themselves
     PACKED_X = 256 * KB,    // bf16 in a packed block of x, at most
     PACK_BYTES = 32 << 20,  // w packed for all threads
@@ -26,52 +18,11 @@ typedef struct AmxJob {
     GemmJob gemm;
     int64_t batch, steps;  // tiles along k
     int64_t col0, panels;  // first column and 32-column panels of the running chunk
+    int64_t row0, rows;    // long sums: the rows of the running block
     uint16_t *pack;        // [panels][steps][2 tiles]; NULL: each part packs its blocks of w
 } AmxJob;
 
 // ---- packing ----------------------------------------------------------------------------------
-static __mmask16 first16(int64_t n) {
-    return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1 << n) - 1);
-}
-static __mmask32 first32(int64_t n) {
-    return n >= 32 ? 0xffffffff : n <= 0 ? 0 : ((__mmask32)1 << n) - 1;
-}
-
-// 16 columns of rows p and p + stride as 16 pairs; those past `cols` or without a row are 0.
-INLINE __m512i pairs(const uint16_t *p, int64_t stride, int64_t cols, int64_t rows) {
-    __m512i a = _mm512_setzero_si512(), b = a;
-    if (rows > 0) a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first16(cols), p));
-    if (rows > 1) b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first16(cols), p + stride));
-    return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
-}
-
-// A tile from `rows` rows of `n` numbers along k, as they lie; what is missing to 16 and 32 is 0.
-static void rows_tile(uint16_t *to, const uint16_t *from, int64_t stride, int64_t rows, int64_t n) {
-    for (int64_t i = 0; i < 16; i++)
-        _mm512_storeu_si512(to + i * STEP,
-                            i < rows ? _mm512_maskz_loadu_epi16(first32(n), from + i * stride)
-                                     : _mm512_setzero_si512());
-}
-
-// Tiles whose row i is pair i of k, from k rows of `cols` contiguous columns: [panels][steps][2
-// tiles], panels `panel` elements apart. Whole rows are read in turn: columns are far apart in
-// memory, a column at a time would miss the cache at every step.
-static void pairs_tiles(uint16_t *to, int64_t panel, const uint16_t *from, int64_t stride,
-                        int64_t k, int64_t cols) {
-    for (int64_t i = 0; i < (int64_t)align_up((uint64_t)k, STEP); i += 2, from += 2 * stride) {
-        uint16_t *row = to + i / STEP * 2 * TILE + i % STEP / 2 * STEP;
-        for (int64_t n = 0; n < cols; n += SIDE, row += panel) {
-            _mm512_storeu_si512(row, pairs(from + n, stride, cols - n, k - i));
-            _mm512_storeu_si512(row + TILE, pairs(from + n + 16, stride, cols - n - 16, k - i));
-        }
-    }
-}
-
-static void transpose_tile(uint16_t *tile) { // pairs as single 32-bit elements
-    float *p = (float *)(void *)tile;
-    transpose(p, 16, p, 16);
-}
-
 // Columns n0.. of w and a run of k as tiles: [panels][steps][2 tiles], panels `panel` apart.
 static void pack_w(const AmxJob *j, uint16_t *to, int64_t panel, int64_t n0, int64_t cols,
                    int64_t k0, int64_t k) {
@@ -85,10 +36,9 @@ static void pack_w(const AmxJob *j, uint16_t *to, int64_t panel, int64_t n0, int
     for (int64_t n = 0; n < cols; n += SIDE, to += panel)
         for (int64_t i = 0; i * STEP < k; i++)
             for (int64_t half = 0; half < 2; half++) {
-                uint16_t *tile = to + (2 * i + half) * TILE;
                 int64_t c = n + half * 16;
-                rows_tile(tile, w + c * s->wn + i * STEP, s->wn, cols - c, k - i * STEP);
-                transpose_tile(tile);
+                columns_tile(to + (2 * i + half) * TILE, w + c * s->wn + i * STEP, s->wn, cols - c,
+                             k - i * STEP);
             }
 }
 
@@ -104,6 +54,12 @@ static void pack_part(void *arg, int64_t part, int thread) {
            MIN(panels * SIDE, j->gemm.N - n0), k0, MIN(PACK_STEPS * STEP, j->gemm.seg[0].K - k0));
 }
 
+static void turn_tile(uint16_t *tile) {
+    uint16_t copy[TILE];
+    memcpy(copy, tile, sizeof copy);
+    transposed_tile(tile, copy, STEP);
+}
+
 // Rows m0.. of x for a block of k as tiles: [strips of 32 rows][steps][2 tiles].
 static void pack_x(const AmxJob *j, uint16_t *to, int64_t m0, int64_t rows, int64_t k0, int64_t k) {
     const Segment *s = &j->gemm.seg[0];
@@ -114,59 +70,9 @@ static void pack_x(const AmxJob *j, uint16_t *to, int64_t m0, int64_t rows, int6
     for (int64_t m = 0; m < rows; m += SIDE)
         for (int64_t i = 0; i < 2 * steps; i++, to += TILE) {
             int64_t n = rows - m - i % 2 * 16, at = i / 2 * STEP;
-            if (s->xk != 1) transpose_tile(to);
+            if (s->xk != 1) turn_tile(to);
             else rows_tile(to, x + (m + i % 2 * 16) * s->xr + at, s->xr, n, k - at);
         }
-}
-
-// ---- tiles ------------------------------------------------------------------------------------
-// Compilers do not see what the tile instructions read and write: MEMORY says "anything".
-#define MEMORY __asm__ volatile("" ::: "memory")
-
-TILES static void tiles_on(void) {
-    static const struct {
-        uint8_t palette, start, zero[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1,
-                .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-                .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-    MEMORY;
-    _tile_loadconfig(&config);
-}
-TILES static void tiles_off(void) { _tile_release(); }
-
-// c [32, 32] (+)= x w over `steps` tiles of k. x: rows `xs` bytes apart, its second 16 rows at x2,
-// tiles `xt` bytes apart.
-TILES static void micro(float *c, int64_t ld, const char *x, const char *x2, int64_t xs, int64_t xt,
-                        const char *w, int64_t steps, bool add) {
-    MEMORY;
-    if (add) {
-        _tile_loadd(0, c, ld * 4);
-        _tile_loadd(1, c + 16, ld * 4);
-        _tile_loadd(2, c + 16 * ld, ld * 4);
-        _tile_loadd(3, c + 16 * ld + 16, ld * 4);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int64_t i = 0; i < steps; i++, x += xt, x2 += xt, w += 4 * TILE) {
-        _tile_loadd(4, x, xs);
-        _tile_loadd(6, w, 64);
-        _tile_loadd(5, x2, xs);
-        _tile_loadd(7, w + 2 * TILE, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, c, ld * 4);
-    _tile_stored(1, c + 16, ld * 4);
-    _tile_stored(2, c + 16 * ld, ld * 4);
-    _tile_stored(3, c + 16 * ld + 16, ld * 4);
-    MEMORY;
 }
 
 // Rows m0.. (at most 32) of a part for one block of k; tiles: packed x, NULL where it is read as it
@@ -226,6 +132,57 @@ static void amx_part(void *arg, int64_t part, int thread) {
     tiles_off();
 }
 
+// ---- long sums --------------------------------------------------------------------------------
+// Layers of large models: w is large and read once, so each part packs its own columns, block by
+// block of k, and uses them for up to LONG_ROWS rows; those rows of x are packed for all threads.
+// Sums wait in the part's scratch and meet y once. Which part has which columns changes no bit.
+enum { LONG_K = 1024, LONG_ROWS = 1024, LONG_COLS = 256 };
+
+static void pack_rows_part(void *arg, int64_t part, int thread) {
+    (void)thread;
+    const AmxJob *j = arg;
+    int64_t m = part * SIDE, to = part * j->steps * 2 * TILE;
+    pack_x(j, j->pack + to, j->row0 + m, MIN(SIDE, j->rows - m), 0, j->gemm.seg[0].K);
+}
+
+static void long_part(void *arg, int64_t part, int thread) {
+    const AmxJob *j = arg;
+    const GemmJob *g = &j->gemm;
+    int64_t K = g->seg[0].K, n0 = part * g->nb, cols = MIN(g->nb, g->N - n0);
+    int64_t wide = (int64_t)align_up((uint64_t)cols, SIDE);
+    float *acc = cpu_scratch(g->cpu, thread);
+    uint16_t *w = (uint16_t *)(void *)((char *)acc + 2 * ACC_BYTES);
+    tiles_on();
+    for (int64_t k0 = 0; k0 < K; k0 += KB) {
+        int64_t k = MIN(KB, K - k0), steps = (k + STEP - 1) / STEP, panel = steps * 2 * TILE;
+        pack_w(j, w, panel, n0, cols, k0, k);
+        for (int64_t m = 0; m < j->rows; m += SIDE) {
+            const uint16_t *x = j->pack + (m / SIDE * j->steps + k0 / STEP) * 2 * TILE;
+            for (int64_t n = 0; n < wide; n += SIDE)
+                micro(acc + m * wide + n, wide, (const char *)x, (const char *)(x + TILE), 64,
+                      4 * TILE, (const char *)(w + n / SIDE * panel), steps, k0 > 0);
+            if (k0 + KB >= K)
+                g->epilogue(g->c, j->batch, g->folded, j->row0 + m, MIN(SIDE, j->rows - m), n0,
+                            cols, acc + m * wide, wide);
+        }
+    }
+    tiles_off();
+}
+
+static void run_long(AmxJob *j) {
+    GemmJob *g = &j->gemm;
+    int64_t most = MIN((int64_t)LONG_ROWS, PACK_BYTES / (j->steps * STEP * 2) / SIDE * SIDE);
+    int64_t blocks = (g->R + most - 1) / most, threads = pool_threads(g->cpu->pool);
+    int64_t tall = (int64_t)align_up((uint64_t)((g->R + blocks - 1) / blocks), SIDE);
+    for (g->nb = LONG_COLS; g->nb > 2 * SIDE && g->N / g->nb < 3 * threads;) g->nb /= 2;
+    for (j->batch = 0; j->batch < g->B; j->batch++)
+        for (j->row0 = 0; j->row0 < g->R; j->row0 += tall) {
+            j->rows = MIN(tall, g->R - j->row0);
+            pool_run(g->cpu->pool, (j->rows + SIDE - 1) / SIDE, pack_rows_part, j);
+            pool_run(g->cpu->pool, (g->N + g->nb - 1) / g->nb, long_part, j);
+        }
+}
+
 // ---- a call -----------------------------------------------------------------------------------
 bool fits_gemm_amx(const OpCall *c, char why[128]) {
     const TensorRef *t = c->t;
@@ -270,6 +227,12 @@ void gemm_amx(Cpu *cpu, const OpCall *c) {
     gemm_setup(g, cpu, c);
     cut(g);
     j.steps = (g->seg[0].K + STEP - 1) / STEP;
+    const Segment *s = &g->seg[0];
+    if (s->K >= LONG_K && s->xk == 1 && s->wk == 1 && (cpu->pack || (cpu->pack = os_block_new(PACK_BYTES)))) {
+        j.pack = cpu->pack;
+        run_long(&j);
+        return;
+    }
     int64_t block_bytes = j.steps * 4 * TILE * (g->nb / SIDE), chunk = g->col_blocks;
     if (g->seg[0].K <= TALL) {
         if (!cpu->pack) cpu->pack = os_block_new(PACK_BYTES);
