@@ -1,6 +1,6 @@
 // clip.h: CLIP's text encoder (Radford et al., "Learning Transferable Visual Models From Natural
 // Language Supervision", 2021) as image models use it: hidden states of a chosen layer, and the
-// pooled text at the end-of-text token, projected where the file has a projection.
+// pooled text at the end-of-text token, projected or not.
 //
 //   ClipModel *m = clip_open(parent, weights, config_json, &err);
 //   ClipText *t = clip_text_new(parent, m, dev, &(ClipShape){...});
@@ -51,6 +51,7 @@ typedef struct ClipShape {
     int tokens;    // T, at most config.positions: 77
     int skip;      // hidden: after layers - skip layers (0: the last)
     bool hidden_norm; // hidden goes through the final norm
+    bool projected;   // pooled goes through text_projection, where there is one (FLUX: false)
     DType compute;
 } ClipShape;
 
@@ -60,7 +61,7 @@ typedef struct ClipText {
     StackSpec spec; // units: the layers, a tap behind layer layers - skip - 1, the tail
     Store *state;   // owned
     Param *hidden;  // result [B, T, D] f32
-    Param *pooled;  // result [B, projection or D] f32
+    Param *pooled;  // result [B, D, or projection where projected] f32
     Param *x;       // internal: [B, T, D] f32
     Param *end;     // internal: [B] i32, rows of the end-of-text tokens
 } ClipText;
