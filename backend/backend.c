@@ -15,10 +15,18 @@ enum { MAX_DEVICES = 16 }; // per backend
 
 // ---- devices ----------------------------------------------------------------------------------
 
-DeviceInfo *dev_list(void *parent, int *count, const Log *log) {
+// Whether `spec` may name a device of that backend: "auto" and NULL any, "vulkan:1" Vulkan's.
+static bool may_name(const char *spec, const char *backend) {
+    size_t n = spec ? strcspn(spec, ":") : 0;
+    return !spec || !strcmp(spec, "auto") || (strlen(backend) == n && !strncmp(spec, backend, n));
+}
+
+// Looking at a backend costs time (Vulkan loads its drivers): only those that `spec` may name.
+static DeviceInfo *list_named(void *parent, const char *spec, int *count, const Log *log) {
     DeviceInfo *infos = MEM_ARRAY(parent, DeviceInfo, MAX_DEVICES * COUNT_OF(impls));
     *count = 0;
     for (size_t i = 0; i < COUNT_OF(impls); i++) {
+        if (!may_name(spec, impls[i]->backend)) continue;
         DeviceInfo found[MAX_DEVICES] = {0};
         int n = impls[i]->list(found, MAX_DEVICES, log);
         for (int j = 0; j < n; j++) {
@@ -27,6 +35,10 @@ DeviceInfo *dev_list(void *parent, int *count, const Log *log) {
         }
     }
     return infos;
+}
+
+DeviceInfo *dev_list(void *parent, int *count, const Log *log) {
+    return list_named(parent, NULL, count, log);
 }
 
 // Which kind a general name prefers: discrete, integrated, then (where it may) software.
@@ -48,12 +60,15 @@ static int find_device(const DeviceInfo *infos, int count, const char *spec) {
     return best;
 }
 
-static bool err_no_device(const char *spec, const DeviceInfo *infos, int count, Error *err) {
+static bool err_no_device(const char *spec, const Log *log, Error *err) {
     char names[256] = "";
+    int count;
+    DeviceInfo *infos = dev_list(NULL, &count, log);
     for (int i = 0; i < count; i++) {
         size_t used = strlen(names);
         snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", infos[i].id);
     }
+    mem_free(infos);
     return err_failed(err, "device: expected auto or one of %s, found %s; `kiln devices` lists them",
                       names, spec);
 }
@@ -62,11 +77,11 @@ Device *dev_open(void *parent, const char *spec, const DeviceOptions *options, E
     static const DeviceOptions defaults = {0};
     if (!options) options = &defaults;
     int count;
-    DeviceInfo *infos = dev_list(parent, &count, options->log);
+    DeviceInfo *infos = list_named(parent, spec, &count, options->log);
     int chosen = find_device(infos, count, spec);
     if (chosen < 0) {
-        err_no_device(spec, infos, count, err);
         mem_free(infos);
+        err_no_device(spec, options->log, err);
         return NULL;
     }
     Device *dev = MEM_NEW(parent, Device);

@@ -189,6 +189,19 @@ static void test_interleaved(void **state) {
 }
 
 // ---- devices ------------------------------------------------------------------------------------
+// A device is opened without a look at other backends: no Vulkan driver comes into the process.
+static void test_named_backend_only(void **state) {
+    (void)state;
+    static const char *const specs[] = {"cpu", "ref"};
+    FILE *maps = fopen("/proc/self/maps", "r");
+    if (!maps) skip(); // not Linux
+    for (size_t i = 0; i < COUNT_OF(specs); i++) dev_close(open_or_skip(specs[i], NULL));
+    char line[512];
+    while (fgets(line, sizeof line, maps))
+        if (strstr(line, "libvulkan")) fail_msg("the Vulkan loader is loaded: %s", line);
+    fclose(maps);
+}
+
 static void test_names(void **state) {
     (void)state;
     static const char *const unknown[] = {"toaster", "", "cpu:1", "vulkan:99", "ref ", "CPU"};
@@ -517,6 +530,7 @@ static void test_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_named_backend_only), // first: later tests open every device
         cmocka_unit_test(test_refusals),  cmocka_unit_test(test_interleaved),
         cmocka_unit_test(test_names),     cmocka_unit_test(test_memory),
         cmocka_unit_test(test_failing_allocations), cmocka_unit_test(test_device_loss),

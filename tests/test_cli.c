@@ -312,6 +312,8 @@ static const struct { const char *line, *wanted; } usage_errors[] = {
     {"conform --device cpu --seed -1", "from 0 to 18446744073709551615"},
     {"conform --precision f32 --type bf16", "--type"},
     {"bench --op nothing", "gemm"},
+    {"bench -W 64", "--model"},
+    {"bench --op gemm -H 64", "--model"},
     {"bench --op gemm --precision f32 --type f16", "--type f32"},
     {"train nano", "--data"},
     {"train nano --data x", "--out"},

@@ -27,6 +27,14 @@ typedef struct CommonOptions {
 enum { CMD_MAX_THREADS = 1024 };
 #define CMD_MAX_BYTES 1125899906842624.0 // 1024T
 
+// --json, -v and -q, with what they mean to a subcommand.
+#define REPORT_OPTIONS(T, json_help, verbose_help, quiet_help)                                   \
+    {.name = "json", .kind = OPT_FLAG, FIELD(T, common.json), .group = "output",                 \
+     .help = json_help},                                                                         \
+    {.name = "verbose", .letter = 'v', .kind = OPT_FLAG, FIELD(T, common.verbose),               \
+     .help = verbose_help},                                                                      \
+    {.name = "quiet", .letter = 'q', .kind = OPT_FLAG, FIELD(T, common.quiet), .help = quiet_help}
+
 #define COMMON_OPTIONS(T)                                                                        \
     {.name = "device", .kind = OPT_DEVICE, FIELD(T, common.device), .value = "DEVICE",           \
      .group = "device", .says = "KILN_DEVICE, else auto",                                        \
@@ -40,12 +48,8 @@ enum { CMD_MAX_THREADS = 1024 };
     {.name = "threads", .letter = 't', .kind = OPT_INT, FIELD(T, common.threads), .value = "N",  \
      .min = 1, .max = CMD_MAX_THREADS, .says = "all cores",                                      \
      .help = "Threads that cpu and ref use."},                                                   \
-    {.name = "json", .kind = OPT_FLAG, FIELD(T, common.json), .group = "output",                 \
-     .help = "One JSON object on standard output; everything else goes to standard error."},     \
-    {.name = "verbose", .letter = 'v', .kind = OPT_FLAG, FIELD(T, common.verbose),               \
-     .help = "Say more."},                                                                       \
-    {.name = "quiet", .letter = 'q', .kind = OPT_FLAG, FIELD(T, common.quiet),                   \
-     .help = "Errors only."}
+    REPORT_OPTIONS(T, "One JSON object on standard output; everything else goes to standard "    \
+                      "error.", "Say more.", "Errors only.")
 
 // --precision auto,f32 into a `const char *precision`.
 #define PRECISION_OPTION(T)                                                                      \

@@ -162,6 +162,9 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
                          v->type);
     if (v->op && v->model)
         return cmd_usage(cmd, err, "expected --op or --model, found both; give one");
+    if ((v->width || v->height) && !v->model)
+        return cmd_usage(cmd, err, "--width and --height: expected --model beside them, found "
+                         "none; give --model nano, or leave them out");
     if (((v->width && v->width != 32) || (v->height && v->height != 32)) && v->model)
         return cmd_usage(cmd, err,
                          "--width and --height: expected 32 (nano), found another number; "

@@ -43,12 +43,8 @@ static const Option options[] = {
      .fallback = "10", .help = "Pictures of each class."},
     {.name = "size", .kind = OPT_INT, FIELD(Values, size), .value = "PIXELS", .min = 8, .max = 512,
      .fallback = "64", .help = "Side of each picture."},
-    {.name = "json", .kind = OPT_FLAG, FIELD(Values, common.json), .group = "output",
-     .help = "One JSON object on standard output."},
-    {.name = "verbose", .letter = 'v', .kind = OPT_FLAG, FIELD(Values, common.verbose),
-     .help = "Name every damaged picture."},
-    {.name = "quiet", .letter = 'q', .kind = OPT_FLAG, FIELD(Values, common.quiet),
-     .help = "Errors only."},
+    REPORT_OPTIONS(Values, "One JSON object on standard output.", "Name every damaged picture.",
+                   "Errors only."),
 };
 
 enum { SHOWN_DAMAGE = 10, SHOWN_SIZES = 5 };

@@ -11,13 +11,9 @@ typedef struct Values {
 static const Option options[] = {
     {.name = "device", .kind = OPT_DEVICE, FIELD(Values, common.device), .value = "DEVICE",
      .says = "all", .fallback = "auto", .help = "Only this device."},
-    {.name = "json", .kind = OPT_FLAG, FIELD(Values, common.json),
-     .help = "One JSON object on standard output: `devices`, a list."},
-    {.name = "verbose", .letter = 'v', .kind = OPT_FLAG, FIELD(Values, common.verbose),
-     .help = "Also the kernel row that is chosen per op and type, and why the ones before it were "
-             "not."},
-    {.name = "quiet", .letter = 'q', .kind = OPT_FLAG, FIELD(Values, common.quiet),
-     .help = "No warnings."},
+    REPORT_OPTIONS(Values, "One JSON object on standard output: `devices`, a list.",
+                   "Also the kernel row that is chosen per op and type, and why the ones before it "
+                   "were not.", "No warnings."),
 };
 
 static const char *const kind_names[] = {"cpu", "integrated", "discrete", "software"};
