@@ -6,6 +6,8 @@
 // Rows that a band may borrow from its neighbours when a convolution reads it.
 enum { HALO = 4 };
 
+// A map in as few bands as its size allows, but no fewer than `like` has: a convolution reads about
+// as many rows of its input as it makes of its result, and these must fit too.
 static Map *map_new(const Map *like, int64_t h, int64_t w, int64_t c, DType dtype) {
     Map *m = MEM_NEW(like->g, Map);
     m->g = like->g;
@@ -19,7 +21,7 @@ static Map *map_new(const Map *like, int64_t h, int64_t w, int64_t c, DType dtyp
         rows = (int64_t)(m->rules->limit / row) - HALO;
         n = rows > 0 ? (h + rows - 1) / rows : MAX_BANDS + 1;
     }
-    n = MAX(n, MIN(h, m->rules->at_least));
+    n = MAX(n, MIN(h, MAX(like->n, m->rules->at_least)));
     if (n > MAX_BANDS) {
         g_fail(m->g, "a map of %lld x %lld pixels and %lld channels: expected rows that fit the "
                "device's largest buffer, found %llu bytes in each; take a smaller picture",
