@@ -53,16 +53,21 @@ static bool plan_unit(Stack *s, Unit *u, Error *err) {
 
 // ---- residency ----------------------------------------------------------------------------------
 
-// What two slots take that any unit of at most `size` bytes fits in.
+// What the two slots take at most when units of at most `size` bytes stream: the largest such unit
+// lies in one of them, so the other holds no more than the second largest.
 static uint64_t ring_bytes(const Stack *s, uint64_t size) {
     uint64_t total = 0;
     for (int j = 0;; j++) {
-        uint64_t block = 0;
-        for (int i = 0; i < s->units; i++)
-            if (s->unit[i]->bytes <= size && j < s->unit[i]->blocks)
-                block = MAX(block, s->unit[i]->block_bytes[j]);
-        if (!block) return 2 * total;
-        total += block;
+        uint64_t first = 0, second = 0; // the largest blocks number j
+        for (int i = 0; i < s->units; i++) {
+            const Unit *u = s->unit[i];
+            if (u->bytes > size || j >= u->blocks) continue;
+            uint64_t block = u->block_bytes[j];
+            second = MAX(second, MIN(first, block));
+            first = MAX(first, block);
+        }
+        if (!first) return total;
+        total += first + second;
     }
 }
 
@@ -181,7 +186,7 @@ static bool plan_memory(Stack *s, uint64_t budget, Error *err) {
     uint64_t held = run.staging_bytes; // counted below already: the rest of what is in use is others'
     if (s->spec.state && store_committed(s->spec.state)) held += run.weights_bytes;
     uint64_t others = now.used - MIN(held, now.used);
-    uint64_t limit = budget ? MIN(budget, now.budget) : now.budget, least;
+    uint64_t limit = budget ? budget : now.budget, least;
     uint64_t fixed = run.peak_bytes, taken = fixed + others;
     bool fits = choose_residency(s, limit > taken ? limit - taken : 0, &least);
     m->smallest_peak = fixed + least;
