@@ -22,6 +22,7 @@ struct FluxPipeline {
     FluxInfo info;
 };
 
+#define PLENTY ((uint64_t)1 << 50) // a budget that refuses nothing
 enum { CLIP_TOKENS = 77, DEV_STEPS = 28, SCHNELL_STEPS = 4, DEV_TEXT = 512, SCHNELL_TEXT = 256 };
 
 // ---- opening ------------------------------------------------------------------------------------
@@ -42,10 +43,10 @@ static bool open_models(FluxPipeline *p, const FluxPipelineOptions *o, Error *er
     const ModelPart *part = p->parts->part;
 #define OPEN(field, call, id)                                                     \
     if (!(p->field = call) && !err_prefix(err, "%s", part[id].path)) return false
-    OPEN(model, flux_open(p, part[PART_TRANSFORMER].weights, part[PART_TRANSFORMER].config, err),
+    OPEN(model, flux_open(p, part[PART_TRANSFORMER].weights, part[PART_TRANSFORMER].config, o->type, err),
          PART_TRANSFORMER);
     OPEN(clip, clip_open(p, part[PART_CLIP_L].weights, part[PART_CLIP_L].config, err), PART_CLIP_L);
-    OPEN(t5, t5_open(p, part[PART_T5].weights, part[PART_T5].config, err), PART_T5);
+    OPEN(t5, t5_open(p, part[PART_T5].weights, part[PART_T5].config, o->type, err), PART_T5);
     OPEN(vae, vae_open(p, part[PART_VAE].weights, part[PART_VAE].config, err), PART_VAE);
 #undef OPEN
     p->clip_words = open_words(p, TOKENIZER_CLIP, &part[PART_CLIP_L], err);
@@ -260,6 +261,55 @@ static bool plan_vae(FluxPipeline *p, VaePass pass, const FluxRequest *r, uint64
     return true;
 }
 
+static bool plan_all(FluxPipeline *p, const FluxRequest *r, const Shape *shape, uint64_t budget,
+                     FluxPlan *plan, Error *err) {
+    return plan_stack(p, STAGE_CLIP, shape, budget, plan, err) &&
+           plan_stack(p, STAGE_T5, shape, budget, plan, err) &&
+           (!r->init || plan_vae(p, VAE_ENCODE, r, budget, plan, err)) &&
+           plan_stack(p, STAGE_SCHEDULE, shape, budget, plan, err) &&
+           plan_stack(p, STAGE_STEP, shape, budget, plan, err) &&
+           plan_vae(p, VAE_DECODE, r, budget, plan, err);
+}
+
+// The smallest budget in which the autoencoder's stage can be planned (in tiles, if need be).
+static uint64_t smallest_vae(FluxPipeline *p, VaePass pass, const FluxRequest *r) {
+    uint64_t low = 0, high = PLENTY; // does not fit, fits
+    while (high - low > (1 << 20)) {
+        uint64_t middle = low + (high - low) / 2;
+        Error ignored = {0};
+        VaeRun *run = vae_stage(p, pass, r, middle, &ignored);
+        if (run) high = MIN(middle, vae_memory(run).peak_bytes);
+        else low = middle;
+        vae_run_free(run);
+    }
+    return high;
+}
+
+// The smallest budget in which every stage can be planned; 0: none.
+static uint64_t smallest_budget(FluxPipeline *p, const FluxRequest *r, const Shape *shape) {
+    uint64_t need = smallest_vae(p, VAE_DECODE, r);
+    if (r->init) need = MAX(need, smallest_vae(p, VAE_ENCODE, r));
+    for (int id = 0; id < STAGE_COUNT; id++) {
+        Stage s = {0};
+        Error ignored = {0};
+        if (!stage_open(&s, p, (StageId)id, shape, PLENTY, &ignored)) return 0;
+        need = MAX(need, stack_memory(s.stack).smallest_peak);
+        stage_close(&s);
+    }
+    return need;
+}
+
+static bool over_budget(FluxPipeline *p, const FluxRequest *r, const Shape *shape, uint64_t budget, Error *err) {
+    uint64_t need = smallest_budget(p, r, shape);
+    if (!need || need <= budget) return false; // it failed for another reason, which err says
+    char text[32], have[32];
+    format_bytes(text, need);
+    format_bytes(have, budget);
+    return err_failed(err, "memory: expected a budget of at least %s (%llu bytes) for all stages, found %s; "
+                      "give --vram %lluM or more, or a smaller picture", text, (unsigned long long)need, have,
+                      (unsigned long long)((need + (1 << 20) - 1) >> 20));
+}
+
 bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, FluxPlan *plan, Error *err) {
     double start = os_seconds();
     *plan = (FluxPlan){.driver_bytes = dev_info(p->dev)->driver_bytes};
@@ -267,13 +317,9 @@ bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, 
     if (!schedule) return false;
     Shape shape = shape_of(r, schedule->steps);
     mem_free(schedule);
-    bool ok = plan_stack(p, STAGE_CLIP, &shape, budget, plan, err) &&
-              plan_stack(p, STAGE_T5, &shape, budget, plan, err) &&
-              (!r->init || plan_vae(p, VAE_ENCODE, r, budget, plan, err)) &&
-              plan_stack(p, STAGE_SCHEDULE, &shape, budget, plan, err) &&
-              plan_stack(p, STAGE_STEP, &shape, budget, plan, err) &&
-              plan_vae(p, VAE_DECODE, r, budget, plan, err);
+    bool ok = plan_all(p, r, &shape, budget, plan, err);
     plan->planning_ms = (os_seconds() - start) * 1e3;
+    if (!ok) over_budget(p, r, &shape, budget ? budget : dev_memory(p->dev).budget, err);
     return ok;
 }
 

@@ -238,7 +238,8 @@ bool flux_config(const Weights *w, const char *config_json, FluxConfig *out, Err
     return ok;
 }
 
-FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, Error *err) {
+FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, DType type,
+                     Error *err) {
     FluxModel *m = MEM_NEW(parent, FluxModel);
     const NameLayout *layout = flux_layout(m, w, &m->prefix);
     if (!layout) {
@@ -250,7 +251,7 @@ FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, Er
     m->weights = *m->prefix ? weights_part(m, w, m->prefix) : w;
     bool ok = flux_config(w, config_json, &m->config, err);
     NameLayout copy = *layout;
-    BindOptions options = {.names = names_translate, .user = &copy, .type = DT_COUNT,
+    BindOptions options = {.names = names_translate, .user = &copy, .type = type,
                            .ignore = flux_ignore};
     if (ok) {
         m->want = flux_wants(m, &m->config, &m->count);

@@ -57,10 +57,12 @@ typedef struct FluxModel {
 // Is there a FLUX transformer in `w` (any layout, any prefix)?
 bool flux_is(const Weights *w);
 // Detects layout and prefix, finds the configuration (config_json: the text of diffusers'
-// config.json, or NULL: from the shapes), binds and checks every tensor. `w` must outlive the model.
+// config.json, or NULL: from the shapes), binds and checks every tensor. `type`: of the matrices on
+// the device (DT_COUNT: as in the file). `w` must outlive the model.
 // Layouts: original ("double_blocks.0.img_attn.qkv.weight", also in GGUF and fp8 files with
 // scale_weight and the marker `scaled_fp8`), diffusers ("transformer_blocks.0.attn.to_q.weight").
-FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, Error *err);
+FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, DType type,
+                     Error *err);
 
 // The steps of flux_open, for tools.
 bool flux_config(const Weights *w, const char *config_json, FluxConfig *out, Error *err);

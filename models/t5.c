@@ -189,7 +189,8 @@ static bool config_from_json(const char *text, T5Config *c, Error *err) {
     return ok;
 }
 
-T5Model *t5_open(void *parent, const Weights *w, const char *config_json, Error *err) {
+T5Model *t5_open(void *parent, const Weights *w, const char *config_json, DType type,
+                 Error *err) {
     T5Model *m = MEM_NEW(parent, T5Model);
     const NameLayout *layout = layout_of(m, w, &m->prefix);
     bool ok = layout || err_failed(err, "%s: expected T5's encoder (a tensor `%s` or `%s`), found none; "
@@ -206,7 +207,7 @@ T5Model *t5_open(void *parent, const Weights *w, const char *config_json, Error 
     if (ok && !t5_check_config(&m->config, err)) ok = err_prefix(err, "%s", weights_path(w));
     if (ok) {
         NameLayout copy = *layout;
-        BindOptions options = {.names = names_translate, .user = &copy, .type = DT_COUNT,
+        BindOptions options = {.names = names_translate, .user = &copy, .type = type,
                                .ignore = t5_ignore};
         m->want = t5_wants(m, &m->config, &m->count);
         m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);

@@ -43,8 +43,10 @@ typedef struct T5Model {
 } T5Model;
 
 bool t5_is(const Weights *w); // any prefix, for example "text_encoders.t5xxl.transformer."
-// config_json: of transformers (T5Config), or NULL: from the shapes.
-T5Model *t5_open(void *parent, const Weights *w, const char *config_json, Error *err);
+// config_json: of transformers (T5Config), or NULL: from the shapes. type: of the matrices on the
+// device (DT_COUNT: as in the file).
+T5Model *t5_open(void *parent, const Weights *w, const char *config_json, DType type,
+                 Error *err);
 bool t5_check_config(const T5Config *c, Error *err);
 BindWant *t5_wants(void *parent, const T5Config *c, int *count);
 int t5_width(const T5Config *c); // of the states: the projection's, else D
