@@ -1,35 +1,16 @@
 // cases_attn.c: lengths that no tile divides, masks (rows and whole tiles fully masked), causal
 // with more or fewer keys than queries, grouped heads, q, k and v packed in one tensor.
-#include "tests/conform.h"
-
-#include <math.h>
+#include "tests/cases_attn.h"
 
 enum {
-    MASK = 1,      // [1, 1, T, S]
-    MASK_B = 2,    // [B, 1, T, S]
-    MASK_H = 4,    // [1, H, T, S]
-    CAUSAL = 8,
-    PACKED = 16,   // q, k, v interleaved in one [B, T, 3, H, D]
-    GAP = 32,
-    LEAD = 64,
-    BASE = 128,
-    SCALE = 256,   // scale given, not 1 / sqrt(D)
-    UNIFORM = 512, // q = 0: y is the mean of a power of two of values, exactly
-    ONE = 1024,    // each query sees one key: y is that value, exactly
-    FULLY = 2048,  // some queries see no key
-    ADDED = 4096,  // finite values in the mask
-    FAR_Q = 8192, FAR_K = 16384, FAR_Y = 32768, // tokens over 4 GiB apart
-    ANY_MASK = MASK | MASK_B | MASK_H,
+    BASE = ATTN_FLAGS_END,
+    UNIFORM = ATTN_FLAGS_END << 1, // q = 0: y is the mean of a power of two of values, exactly
+    FAR_Q = ATTN_FLAGS_END << 2,   // tokens over 4 GiB apart
+    FAR_K = ATTN_FLAGS_END << 3,
+    FAR_Y = ATTN_FLAGS_END << 4,
 };
 
-typedef struct Row {
-    const char *name;
-    int B, T, S, H, Hk, D, flags;
-    Fill fill;
-    int types;
-} Row;
-
-static const Row rows[] = {
+static const AttnRow rows[] = {
     {"exact uniform 16 keys", 1, 5, 16, 2, 2, 8, UNIFORM, FILL_EXACT, 0},
     {"exact uniform 64 keys", 2, 64, 64, 3, 3, 32, UNIFORM, FILL_EXACT, 0},
     {"exact uniform masked", 1, 33, 70, 2, 1, 64, UNIFORM | MASK, FILL_EXACT, 0},
@@ -45,10 +26,7 @@ static const Row rows[] = {
     {"exact far keys", 1, 9, 2, 2, 2, 32, UNIFORM | FAR_K, FILL_EXACT, 2},
     {"exact far results", 1, 2, 16, 2, 2, 32, UNIFORM | FAR_Y, FILL_EXACT, 2},
     {"exact 66000 heads", 66000, 1, 1, 1, 1, 4, UNIFORM, FILL_EXACT, 1},
-    {"random 1x1", 1, 1, 1, 1, 1, 1, 0, FILL_RANDOM, 0},
-    {"random 3x7", 2, 3, 7, 1, 1, 3, 0, FILL_RANDOM, 0},
-    {"random 17x65", 1, 17, 65, 3, 3, 17, GAP, FILL_RANDOM, 0},
-    {"random 64x64 d64", 2, 64, 64, 3, 3, 64, 0, FILL_RANDOM, 0},
+    ATTN_ROWS,
     {"random 64x64 d32", 2, 64, 64, 6, 6, 32, PACKED, FILL_RANDOM, 0},
     {"random packed odd", 2, 33, 33, 3, 3, 48, PACKED | LEAD, FILL_RANDOM, 0},
     {"random 129x130", 1, 129, 130, 2, 2, 64, GAP | LEAD, FILL_RANDOM, 0},
@@ -59,11 +37,8 @@ static const Row rows[] = {
     {"random d160", 1, 18, 40, 1, 1, 160, 0, FILL_RANDOM, 0},
     {"random d256", 1, 17, 33, 1, 1, 256, 0, FILL_RANDOM, 0},
     {"random one query", 3, 1, 200, 4, 4, 64, 0, FILL_RANDOM, 0},
-    {"random one key", 2, 70, 1, 2, 2, 64, 0, FILL_RANDOM, 0},
-    {"random grouped", 2, 33, 40, 6, 2, 32, GAP, FILL_RANDOM, 0},
     {"random multi-query", 1, 20, 65, 5, 1, 64, SCALE, FILL_RANDOM, 0},
     {"random scale", 1, 33, 65, 2, 2, 32, SCALE, FILL_RANDOM, 0},
-    {"random causal", 2, 65, 65, 2, 2, 64, CAUSAL, FILL_RANDOM, 0},
     {"random causal more keys", 1, 33, 100, 2, 2, 32, CAUSAL, FILL_RANDOM, 0},
     {"random causal fewer keys", 1, 70, 33, 2, 2, 32, CAUSAL, FILL_RANDOM, 0},
     {"random causal mask", 2, 40, 70, 2, 1, 32, CAUSAL | MASK | ADDED, FILL_RANDOM, 0},
@@ -82,34 +57,19 @@ static const char *const names[] = {"f32", "bf16", "f16", "f32 x f16", "bf16 -> 
 
 // -inf where query t may not see key s. How many it sees is a power of two (one for ONE).
 static double mask_value(const Case *c, int operand, int64_t index, uint64_t random) {
-    const Row *r = &rows[c->knob];
-    const CaseTensor *m = &c->t[operand];
-    int64_t S = m->shape[3], s = index % S, t = index / S % m->shape[2],
-            plane = index / S / m->shape[2];
-    if (r->flags & FULLY && ((t + plane) % 3 == 1 || !strcmp(r->name, "exact all masked")))
-        return -INFINITY;
-    if (r->flags & ADDED) return random % 5 == 0 ? -INFINITY : 3 * case_uniform(random);
+    const AttnRow *r = &rows[c->knob];
+    MaskPlace p = mask_place(&c->t[operand], index);
+    bool all = r->flags & FULLY && !strcmp(r->name, "exact all masked");
+    if (all || fully_masked(r, p)) return -INFINITY;
+    if (r->flags & ADDED) return mask_added(random);
     int64_t count = 1;
     if (r->flags & UNIFORM)
-        for (int64_t k = (t + plane) % 8; k > 0 && count * 2 <= S; k--) count *= 2;
-    int64_t start = (t * 37 + plane * 11) % S;
-    return (s - start + S) % S < count ? 0 : -INFINITY;
-}
-
-static void pack(Case *c, const Row *r, const int *operand, int n) {
-    int64_t W = (int64_t)r->H * r->D;
-    for (int i = 0; i < n; i++) {
-        CaseTensor *t = &c->t[operand[i]];
-        t->stride[2] = r->D;
-        t->stride[1] = n * W;
-        t->stride[0] = n * W * r->T;
-        t->alias = i ? operand[0] + 1 : 0;
-        t->lead = i ? i * W : t->lead;
-    }
+        for (int64_t k = (p.t + p.plane) % 8; k > 0 && count * 2 <= p.keys; k--) count *= 2;
+    return (p.s - first_key(p) + p.keys) % p.keys < count ? 0 : -INFINITY;
 }
 
 static bool build(int index, int types, Case *c) {
-    const Row *r = &rows[index];
+    const AttnRow *r = &rows[index];
     if (r->types && types >= r->types) return false;
     if (r->flags & PACKED && combos[types].q != combos[types].kv) return false;
     if (r->fill == FILL_OUTLIERS && combos[types].y == DT_F16) return false;
@@ -121,19 +81,11 @@ static bool build(int index, int types, Case *c) {
     case_tensor(c, attn_k, combos[types].kv, r->fill, 4, SHAPE(r->B, r->S, r->Hk, r->D));
     case_tensor(c, attn_v, combos[types].kv, r->fill, 4, SHAPE(r->B, r->S, r->Hk, r->D));
     if (!exact) c->t[attn_q].amp = c->t[attn_k].amp = 2;
-    if (r->flags & ANY_MASK) {
-        int64_t b = r->flags & MASK_B ? r->B : 1, h = r->flags & MASK_H ? r->H : 1;
-        case_tensor(c, attn_mask, combos[types].mask, r->fill, 4, SHAPE(b, h, r->T, r->S))->value =
-            mask_value;
-    }
+    attn_mask_tensor(c, attn_mask, combos[types].mask, r, mask_value);
     case_tensor(c, attn_y, combos[types].y, FILL_POISON, 4, SHAPE(r->B, r->T, r->H, r->D));
     case_tensor(c, attn_lse, DT_F32, FILL_POISON, 3, SHAPE(r->B, r->H, r->T));
-    for (int i = 0; i < attn_operand_count; i++) {
-        if (!c->t[i].present) continue;
-        if (r->flags & GAP) case_gap(&c->t[i], 4 + i);
-        if (r->flags & LEAD) c->t[i].lead = 1 + i;
-    }
-    if (r->flags & PACKED) pack(c, r, (const int[]){attn_q, attn_k, attn_v}, 3);
+    attn_layout(c, r, attn_operand_count);
+    attn_pack(c, r, attn_q, attn_k, attn_v);
     if (r->flags & BASE) c->base = (uint64_t)5 << 30;
     if (r->flags & FAR_Q) c->t[attn_q].far = 2;
     if (r->flags & FAR_K) c->t[attn_v].far = 2;
@@ -183,6 +135,9 @@ static bool magnitude(const Oracle *o, const Case *c, const HostTensor *t, int o
     for (int i = 0; i < attn_operand_count; i++)
         a[i] = i == attn_v || i == attn_y || i == attn_lse ? host_abs(mem, &t[i]) : t[i];
     bool ok = oracle_run(o, OP_ATTN, &c->params, a, err);
+    // Where all is bf16, rows may round the probabilities to it too (4 * 2^13 * 2^-24 = 2^-9).
+    bool rounded = t[attn_v].dtype == DT_BF16 && out->dtype == DT_BF16;
+    score += rounded ? 0x1p13 : 0;
     for (int64_t i = 0; i < out->count; i++) mag[i] = (1 + score) * a[attn_y].v[i];
     mem_free(mem);
     return ok;
