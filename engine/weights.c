@@ -16,6 +16,7 @@ struct Weights {
     WeightsRead *read; // synthetic
     void *user;
     const Weights *of; // a part: whose data it shows
+    bool borrowed;     // the maps are the caller's memory
 };
 
 // ---- checks that all formats share --------------------------------------------------------------
@@ -131,6 +132,16 @@ static Read *reader_of(const char *path, const uint8_t *d, size_t n, const char 
     return NULL;
 }
 
+static bool read_last(Weights *w, const char *path, WeightList *list, Error *err) { // the last mapping
+    const FileMap *map = &w->maps.v[w->maps.n - 1];
+    const char *format;
+    Read *read = reader_of(path, map->data, map->size, &format, err);
+    if (!read || !read(w, path, map->data, map->size, list, err)) return false;
+    w->format = format;
+    for (int i = 0; i < list->tensors.n; i++) list->tensors.v[i].file = w->maps.n - 1;
+    return true;
+}
+
 // Maps a file and adds its tensors. The mapping stays with `w`, error or not.
 static bool add_file(Weights *w, const char *path, WeightList *list, Error *err) {
     FileMap map;
@@ -138,12 +149,7 @@ static bool add_file(Weights *w, const char *path, WeightList *list, Error *err)
         return err_failed(err, "%s: expected a weight file, found a folder", path);
     if (!os_map(&map, path, err)) return false;
     ARR_PUSH(w, &w->maps, map);
-    const char *format;
-    Read *read = reader_of(path, map.data, map.size, &format, err);
-    if (!read || !read(w, path, map.data, map.size, list, err)) return false;
-    w->format = format;
-    for (int i = 0; i < list->tensors.n; i++) list->tensors.v[i].file = w->maps.n - 1;
-    return true;
+    return read_last(w, path, list, err);
 }
 
 static void adopt(Weights *w, const WeightList *list) {
@@ -334,8 +340,22 @@ Weights *weights_open(void *parent, const char *path, Error *err) {
 
 void weights_close(Weights *w) {
     if (!w) return;
-    for (int i = 0; i < w->maps.n; i++) os_unmap(&w->maps.v[i]);
+    for (int i = 0; i < w->maps.n && !w->borrowed; i++) os_unmap(&w->maps.v[i]);
     mem_free(w);
+}
+
+Weights *weights_parse(void *parent, const char *path, const void *data, size_t size, Error *err) {
+    Weights *w = MEM_NEW(parent, Weights);
+    w->path = mem_strdup(w, path);
+    w->borrowed = true;
+    FileMap map = {data, size};
+    ARR_PUSH(w, &w->maps, map);
+    WeightList list = {0};
+    bool ok = read_last(w, path, &list, err);
+    adopt(w, &list);
+    if (ok) return w;
+    mem_free(w);
+    return NULL;
 }
 
 const char *weights_path(const Weights *w) { return w->path; }

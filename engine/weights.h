@@ -28,7 +28,9 @@ typedef struct Weights Weights;
 // the headers say is checked here (offsets, overlaps, shards that are missing or do not hold what
 // the index says). Files are mapped, nothing is copied. NULL with an error.
 Weights *weights_open(void *parent, const char *path, Error *err);
-void weights_close(Weights *w); // NULL is allowed
+// The same for one file in memory, which must outlive the result; `path` is for messages.
+Weights *weights_parse(void *parent, const char *path, const void *data, size_t size, Error *err);
+void weights_close(Weights *w); // NULL is allowed. Freeing the parent alone leaves files mapped
 
 const char *weights_path(const Weights *w);
 const char *weights_format(const Weights *w); // "safetensors", "gguf", "pytorch", "synthetic"
