@@ -112,40 +112,72 @@ static uint8_t f8_from_f32(float x, int mantissa, int bias, uint32_t largest, ui
 uint8_t f8_e4m3_from_f32(float x) { return f8_from_f32(x, 3, 7, 0x7e, 0x7f); }
 uint8_t f8_e5m2_from_f32(float x) { return f8_from_f32(x, 2, 15, 0x7b, 0x7c); }
 
+// Data in files stands at any address: through memcpy.
+#define ACCESS(type, name)                                                    \
+    static inline type load_##name(const void *data, size_t i) {              \
+        type v;                                                               \
+        memcpy(&v, (const char *)data + i * sizeof v, sizeof v);              \
+        return v;                                                             \
+    }                                                                         \
+    static inline void store_##name(void *data, size_t i, type v) {           \
+        memcpy((char *)data + i * sizeof v, &v, sizeof v);                    \
+    }
+ACCESS(float, f32)
+ACCESS(double, f64)
+ACCESS(uint16_t, u16)
+ACCESS(int16_t, i16)
+ACCESS(int32_t, i32)
+ACCESS(int64_t, i64)
+
 float dtype_load(DType t, const void *data, size_t i) {
     switch (t) {
-    case DT_F32: return ((const float *)data)[i];
-    case DT_F16: return f32_from_f16(((const uint16_t *)data)[i]);
-    case DT_BF16: return f32_from_bf16(((const uint16_t *)data)[i]);
+    case DT_F32: return load_f32(data, i);
+    case DT_F16: return f32_from_f16(load_u16(data, i));
+    case DT_BF16: return f32_from_bf16(load_u16(data, i));
     case DT_F8_E4M3: return f32_from_f8_e4m3(((const uint8_t *)data)[i]);
     case DT_F8_E5M2: return f32_from_f8_e5m2(((const uint8_t *)data)[i]);
-    case DT_I32: return (float)((const int32_t *)data)[i];
+    case DT_I32: return (float)load_i32(data, i);
     case DT_I8: return (float)((const int8_t *)data)[i];
     case DT_U8:
     case DT_BOOL: return (float)((const uint8_t *)data)[i];
-    case DT_I16: return (float)((const int16_t *)data)[i];
-    case DT_I64: return (float)((const int64_t *)data)[i];
-    case DT_F64: return (float)((const double *)data)[i];
+    case DT_I16: return (float)load_i16(data, i);
+    case DT_I64: return (float)load_i64(data, i);
+    case DT_F64: return (float)load_f64(data, i);
     default: return quant_load(t, data, (int64_t)i);
     }
 }
 
 void dtype_store(DType t, void *data, size_t i, float value) {
     switch (t) {
-    case DT_F32: ((float *)data)[i] = value; break;
-    case DT_F16: ((uint16_t *)data)[i] = f16_from_f32(value); break;
-    case DT_BF16: ((uint16_t *)data)[i] = bf16_from_f32(value); break;
-    case DT_I32: ((int32_t *)data)[i] = (int32_t)value; break;
+    case DT_F32: store_f32(data, i, value); break;
+    case DT_F16: store_u16(data, i, f16_from_f32(value)); break;
+    case DT_BF16: store_u16(data, i, bf16_from_f32(value)); break;
+    case DT_I32: store_i32(data, i, (int32_t)value); break;
     case DT_I8: ((int8_t *)data)[i] = (int8_t)value; break;
     case DT_U8:
     case DT_BOOL: ((uint8_t *)data)[i] = (uint8_t)value; break;
-    case DT_I16: ((int16_t *)data)[i] = (int16_t)value; break;
-    case DT_I64: ((int64_t *)data)[i] = (int64_t)value; break;
-    case DT_F64: ((double *)data)[i] = (double)value; break;
+    case DT_I16: store_i16(data, i, (int16_t)value); break;
+    case DT_I64: store_i64(data, i, (int64_t)value); break;
+    case DT_F64: store_f64(data, i, (double)value); break;
     case DT_F8_E4M3: ((uint8_t *)data)[i] = f8_e4m3_from_f32(value); break;
     case DT_F8_E5M2: ((uint8_t *)data)[i] = f8_e5m2_from_f32(value); break;
     default: break; // blocks are written whole: quant_encode
     }
+}
+
+// Loops over one pair of types, for the pairs that large tensors have; the switch once per element
+// is three times as slow.
+static void convert_plain(DType to, void *dst, DType from, const void *src, size_t n) {
+    if (to == DT_F32 && from == DT_BF16)
+        for (size_t i = 0; i < n; i++) store_f32(dst, i, f32_from_bf16(load_u16(src, i)));
+    else if (to == DT_F32 && from == DT_F16)
+        for (size_t i = 0; i < n; i++) store_f32(dst, i, f32_from_f16(load_u16(src, i)));
+    else if (to == DT_BF16 && from == DT_F32)
+        for (size_t i = 0; i < n; i++) store_u16(dst, i, bf16_from_f32(load_f32(src, i)));
+    else if (to == DT_F16 && from == DT_F32)
+        for (size_t i = 0; i < n; i++) store_u16(dst, i, f16_from_f32(load_f32(src, i)));
+    else
+        for (size_t i = 0; i < n; i++) dtype_store(to, dst, i, dtype_load(from, src, i));
 }
 
 void dtype_convert(DType to, void *dst, DType from, const void *src, size_t n) {
@@ -154,7 +186,7 @@ void dtype_convert(DType to, void *dst, DType from, const void *src, size_t n) {
         return;
     }
     if (dtype_block(to) == 1 && dtype_block(from) == 1) {
-        for (size_t i = 0; i < n; i++) dtype_store(to, dst, i, dtype_load(from, src, i));
+        convert_plain(to, dst, from, src, n);
         return;
     }
     enum { CHUNK = 1024 }; // whole blocks of every type
@@ -164,10 +196,8 @@ void dtype_convert(DType to, void *dst, DType from, const void *src, size_t n) {
         const char *in = (const char *)src + dtype_bytes(from, at);
         char *out = (char *)dst + dtype_bytes(to, at);
         if (dtype_block(from) > 1) quant_decode(from, in, chunk, (int64_t)count);
-        else
-            for (size_t i = 0; i < count; i++) chunk[i] = dtype_load(from, in, i);
+        else convert_plain(DT_F32, chunk, from, in, count);
         if (dtype_block(to) > 1) quant_encode(to, chunk, out, (int64_t)count);
-        else
-            for (size_t i = 0; i < count; i++) dtype_store(to, out, i, chunk[i]);
+        else convert_plain(to, out, DT_F32, chunk, count);
     }
 }
