@@ -507,6 +507,17 @@ Image *image_grid(void *parent, const Image *const *images, int count, int colum
     return sheet;
 }
 
+bool image_check_count(int count, int width, int height, Error *err) {
+    uint64_t each = (uint64_t)3 * sizeof(float) * (uint64_t)width * (uint64_t)height;
+    uint64_t bytes = each * (uint64_t)count, most = os_memory_total() / 4;
+    if (!most || bytes <= most) return true;
+    char found[32], limit[32];
+    format_bytes(found, bytes), format_bytes(limit, most);
+    return err_failed(err, "generate: expected pictures of %s at most in one request (a quarter of "
+                      "this machine's memory), found %s; ask for %llu at a time", limit, found,
+                      (unsigned long long)MAX(most / each, (uint64_t)1));
+}
+
 // ---- numbers ----------------------------------------------------------------------------------
 
 uint8_t image_from_float(float v) {

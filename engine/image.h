@@ -63,6 +63,10 @@ Image *image_fit(void *parent, const Image *image, int width, int height, Error 
 Image *image_grid(void *parent, const Image *const *images, int count, int columns, int gap,
                   uint8_t grey, Error *err);
 
+// Whether `count` pictures of a request may be kept at once: an error where their numbers alone
+// (floats [3, height, width] each) would take over a quarter of the machine's memory.
+bool image_check_count(int count, int width, int height, Error *err);
+
 // ---- numbers ----------------------------------------------------------------------------------
 // u8 0..255 <-> float -1..1. To u8: clamped, rounded to nearest (ties to even, as PyTorch); NaN: 0.
 static inline float image_to_float(uint8_t v) { return (float)(2 * (int)v - 255) / 255.0f; }

@@ -58,7 +58,7 @@ static bool check(const KilnModel *m, const KilnRequest *r, Error *err) {
     if ((r->width && r->width != size) || (r->height && r->height != size))
         return err_failed(err, "size: expected the model's, %d x %d, found %d x %d; leave it 0",
                           size, size, r->width, r->height);
-    return true;
+    return image_check_count(r->count, size, size, err);
 }
 
 static bool plan_request(KilnModel *m, const KilnRequest *r, RunMemory *memory, Error *err) {

@@ -67,7 +67,9 @@ static bool translate(const KilnModel *m, const KilnRequest *r, const Cancel *ca
     if (!out->cfg.kind)
         return err_set(err, STATUS_USAGE, "cfg_schedule: expected constant, triangle or cosine, found "
                                           "\"%.60s\"", r->cfg_schedule);
-    if (!flux_pipeline_check(m->flux, out, err)) return false;
+    if (!flux_pipeline_check(m->flux, out, err) ||
+        !image_check_count(out->count, out->width, out->height, err))
+        return false;
     if (!r->init) return true;
     *image = (Image){.width = out->width, .height = out->height, .rgb = (uint8_t *)(uintptr_t)r->init};
     out->init = image;

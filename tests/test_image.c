@@ -139,6 +139,16 @@ static void test_jpeg_kinds(void **state) {
 }
 
 // Every proper beginning of a file is an error.
+// So many pictures that their numbers do not fit are refused before memory is taken for them.
+static void test_count(void **state) {
+    (void)state;
+    Error err = {0};
+    assert_true(image_check_count(1, 512, 512, &err));
+    assert_false(image_check_count(INT32_MAX, IMAGE_MAX_SIDE, IMAGE_MAX_SIDE, &err)); // no overflow
+    assert_int_equal(err.status, STATUS_FAILED);
+    assert_non_null(strstr(err.text, "in one request"));
+}
+
 static void test_truncated(void **state) {
     (void)state;
     uint8_t *bytes;
@@ -332,7 +342,7 @@ static void test_numbers(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_png),     TEST(test_jpeg),  TEST(test_jpeg_kinds), TEST(test_truncated),
+        TEST(test_png),     TEST(test_jpeg),  TEST(test_jpeg_kinds), TEST(test_truncated), TEST(test_count),
         TEST(test_flipped), TEST(test_bombs), TEST(test_files),      TEST(test_resize),
         TEST(test_fit),     TEST(test_grid),  TEST(test_numbers),
     };

@@ -1,7 +1,10 @@
 // The public interface (engine/kiln.h), as a program that links the library would use it.
 #include "engine/kiln.h"
 
+#include "backend/os.h"
 #include "engine/image.h"
+#include "engine/safetensors.h"
+#include "models/nano.h"
 #include "tests/scratch.h"
 
 #include <math.h>
@@ -323,11 +326,58 @@ static void training(void **state) {
     mem_free(scope);
 }
 
+// A model of large pictures with all weights zero, next to no memory of its own.
+static char *large_model(void *scope, const char *dir) {
+    Error error = {0};
+    NanoConfig c = {.patch = 16, .dim = 8, .depth = 1, .heads = 1, .size = 512, .classes = 2};
+    int count;
+    StWant *wants = nano_wants(scope, &c, &count);
+    StWriter *w = st_writer(scope);
+    st_put_meta(w, "kiln.config", nano_config_json(scope, &c));
+    for (int i = 0; i < count; i++) {
+        size_t n = 1;
+        for (int d = 0; d < wants[i].ndim; d++) n *= (size_t)wants[i].shape[d];
+        st_put(w, wants[i].name, DT_F32, wants[i].ndim, wants[i].shape,
+               MEM_ARRAY(scope, float, n));
+    }
+    char *path = os_path_join(scope, dir, "large.safetensors");
+    if (!st_write(w, path, &error)) fail_msg("%s", error.text);
+    return path;
+}
+
+// Ten thousand pictures of 512 x 512 are 31 GB of numbers: an error, not the program's end.
+static void too_many_pictures(void **state) {
+    (void)state;
+    KilnError err = {0};
+    if (os_memory_total() / 4 > (uint64_t)31 << 30) {
+        print_message("SKIP: too_many_pictures: this machine can hold them\n");
+        skip();
+    }
+    void *scope = mem_new(NULL, 1);
+    char *dir = scratch_new(scope);
+    KilnContext *ctx = open_context("cpu");
+    KilnModel *model = kiln_model_open(ctx, large_model(scope, dir), NULL, &err);
+    CHECK(model);
+    KilnRequest r = kiln_request(model);
+    r.count = 10000, r.steps = 1;
+    REFUSED(kiln_generate(model, &r, &err), KILN_FAILED, "in one request");
+    KilnPlan plan;
+    REFUSED(kiln_plan(model, &r, &plan, &err), KILN_FAILED, "in one request");
+    r.count = 1;
+    KilnImages *images = kiln_generate(model, &r, &err);
+    CHECK(images);
+    kiln_images_free(images);
+    kiln_model_close(model);
+    kiln_close(ctx);
+    scratch_remove(dir);
+    mem_free(scope);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(devices), cmocka_unit_test(models),       cmocka_unit_test(bad_requests),
         cmocka_unit_test(pictures), cmocka_unit_test(files),       cmocka_unit_test(memory_limit),
-        cmocka_unit_test(training),
+        cmocka_unit_test(training), cmocka_unit_test(too_many_pictures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,11 +56,7 @@ static bool same_folder(const char *a, const char *b) {
 
 // What cannot be held or shown is refused before it is computed.
 static bool check_sizes(const Job *job, Error *err) {
-    uint64_t bytes = (uint64_t)job->count * job->numbers * sizeof(float), ram = os_memory_total();
-    if (ram && bytes > ram / 4)
-        return err_failed(err,
-                          "generate: expected pictures of %llu MiB at most, found %llu; lower -b",
-                          (unsigned long long)(ram / 4 >> 20), (unsigned long long)(bytes >> 20));
+    if (!image_check_count(job->count, job->width, job->height, err)) return false;
     if (!job->grid || job->count == 1) return true;
     int64_t columns = sheet_columns(job), rows = (job->count + columns - 1) / columns;
     int64_t width = columns * (job->width + GAP) + GAP, height = rows * (job->height + GAP) + GAP;
