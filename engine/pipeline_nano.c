@@ -119,10 +119,6 @@ static bool run_part(Part *part, const Sampler *sampler, const Schedule *schedul
                        (Noise){part_noise, part}, after, err);
 }
 
-void nano_noise(NoiseKind kind, uint64_t seed, float *out, size_t n) {
-    noise_first(kind, seed, out, n);
-}
-
 static bool check_request(const NanoRequest *r, const NanoConfig *c, Error *err) {
     if (r->count < 1 || r->count > NANO_MAX_PICTURES)
         return err_failed(err, "generate: expected 1 to %d pictures, found %d", NANO_MAX_PICTURES,

@@ -65,7 +65,5 @@ RunMemory nano_memory(const NanoPipeline *p); // of the present plan
 PlanStats nano_stats(const NanoPipeline *p);
 // How many pictures one forward pass takes for a request of `count`.
 int nano_pictures_per_pass(int count);
-// Noise of picture k: 3 S S numbers.
-void nano_noise(NoiseKind rng, uint64_t seed, float *out, size_t n);
 
 #endif

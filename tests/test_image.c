@@ -342,7 +342,8 @@ static void test_numbers(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_png),     TEST(test_jpeg),  TEST(test_jpeg_kinds), TEST(test_truncated), TEST(test_count),
+        TEST(test_png),     TEST(test_jpeg),  TEST(test_jpeg_kinds), TEST(test_truncated),
+        TEST(test_count),
         TEST(test_flipped), TEST(test_bombs), TEST(test_files),      TEST(test_resize),
         TEST(test_fit),     TEST(test_grid),  TEST(test_numbers),
     };

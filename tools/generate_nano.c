@@ -121,8 +121,8 @@ static bool begin_dump(NanoJob *n, Error *err) {
     if (!noise) { // as the pipeline draws it
         noise = MEM_ARRAY(s, float, (size_t)job->count * job->latent_numbers);
         for (int k = 0; k < job->count; k++)
-            nano_noise(n->rng, job->seed + (uint64_t)k, noise + (size_t)k * job->latent_numbers,
-                       job->latent_numbers);
+            noise_first(n->rng, job->seed + (uint64_t)k, noise + (size_t)k * job->latent_numbers,
+                        job->latent_numbers);
     }
     bool ok = job_begin_dump(job, noise, sigmas, s->steps + 1, err);
     mem_free(s);
