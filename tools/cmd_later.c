@@ -7,11 +7,6 @@ static bool refuse(const Cmd *cmd, const char *instead, Error *err) {
     return cmd_usage(cmd, err, "not available in this version; %s", instead);
 }
 
-static bool run_vae(Cmd *cmd, const void *values, Error *err) {
-    (void)values;
-    return refuse(cmd, "no model here has an autoencoder yet", err);
-}
-
 static bool run_convert(Cmd *cmd, const void *values, Error *err) {
     (void)values;
     return refuse(cmd, "`kiln train --weight-type f16` writes smaller weights", err);
@@ -23,12 +18,6 @@ static bool run_serve(Cmd *cmd, const void *values, Error *err) {
 }
 
 #define TEXT "This subcommand comes with a later version: it is refused, whatever its options."
-
-const Command cmd_vae = {
-    .name = "vae", .summary = "(later) round-trip a picture through an autoencoder", .text = TEXT,
-    .values_size = sizeof(Values), .common_offset = NO_COMMON, .run = run_vae,
-        .any_arguments = true,
-};
 
 const Command cmd_convert = {
     .name = "convert", .summary = "(later) change the layout or type of weights", .text = TEXT,
