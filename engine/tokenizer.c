@@ -163,16 +163,17 @@ static Tokenizer *new_tokenizer(void *parent, TokenizerKind kind, const char *so
     return NULL;
 }
 
-// A special token by its name in the files, else by the kind's own name for it.
+// A special token: what the files said, else the kind's own name for it. It is found in text.
 static bool special(Tokenizer *t, int *id, const char *name, Error *err) {
-    if (*id >= 0 || !name) return true; // the files said it
-    *id = vocab_find(t->vocab, name, strlen(name));
-    if (*id < 0)
+    if (!name) return true;
+    if (*id < 0) *id = vocab_find(t->vocab, name, strlen(name));
+    const char *piece = tokenizer_piece(t, *id);
+    if (!piece)
         return err_failed(err, "vocabulary: expected the token %s, found none; is it %s's?", name,
                           KINDS[t->info.kind].name);
     for (int i = 0; i < t->added.n; i++)
         if (t->added.v[i].id == *id) return true;
-    return t->sentencepiece || tokenizer_add(t, *id, name, &(AddedToken){0}, err);
+    return t->sentencepiece || tokenizer_add(t, *id, piece, &(AddedToken){0}, err);
 }
 
 static bool finish(Tokenizer *t, Error *err) {

@@ -98,7 +98,10 @@ static uint8_t *base64(void *parent, const char *text, size_t *size) {
     uint32_t bits = 0;
     for (size_t i = 0; i < n; i++) {
         int digit = base64_digit(text[i]);
-        if (digit < 0) return NULL;
+        if (digit < 0) {
+            mem_free(data);
+            return NULL;
+        }
         bits = bits << 6 | (uint32_t)digit;
         if (i % 4 == 0) continue;
         data[out++] = (uint8_t)(bits >> (6 - 2 * (i % 4)));

@@ -224,8 +224,9 @@ typedef struct Best { // the best way to cut the text up to here: its score, and
 } Best;
 
 static void improve(const Tokenizer *t, Best *b, double score, int32_t id, size_t start) {
+    if (t->sentencepiece) score = (float)score;
     if (b->id >= 0 && !(score > b->score)) return; // of equals the first found stays
-    *b = (Best){t->sentencepiece ? (float)score : score, id, (uint32_t)start};
+    *b = (Best){score, id, (uint32_t)start};
 }
 
 typedef struct Room { // reused from word to word
