@@ -8,6 +8,7 @@
 typedef struct BenchSize { // zero: the default of the op
     int64_t batch, m, n, k, tokens, keys, heads, dim, rows, channels;
     DType type;
+    DType weights; // of a text model; DT_COUNT: as in the file
 } BenchSize;
 
 typedef struct BenchResult {
@@ -39,6 +40,10 @@ bool bench_case(OpId op, const BenchSize *size, Case *c, Error *err);
 bool bench_run(Bench *b, Device *dev, const Case *c, const char *row, BenchResult *r, bool *fits,
                Error *err);
 bool bench_peak(Bench *b, DType type, Error *err); // so that b->peak is known for the type
+// FLUX.1: one step of the transformer in `compute`, weights in `weights` (DT_COUNT: as in the file). model:
+// a file or folder of the transformer, or a name that --dummy takes.
+bool bench_flux(Bench *b, const char *model, int width, int height, DType compute, DType weights,
+                BenchResult *r, int *count, Error *err);
 bool bench_model(Bench *b, const char *model, int64_t batch, DType type, BenchResult *r, int *count,
                  Error *err); // fills up to 4 results
 enum { BENCH_MODEL_RESULTS = 4 };

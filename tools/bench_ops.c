@@ -39,6 +39,31 @@ static void attn_case(Case *c, const BenchSize *s, bool backward) {
     case_tensor(c, attn_bwd_dv, s->type, FILL_RANDOM, 4, k);
 }
 
+static void conv2d_case(Case *c, const BenchSize *s) {
+    int64_t B = or(s->batch, 1), side = or(s->rows, 256), C = or(s->channels, 128);
+    int64_t O = or(s->n, C), R = or(s->dim, 3);
+    uint32_t pad = (uint32_t)R / 2;
+    c->op = OP_CONV2D;
+    case_tensor(c, conv2d_x, s->type, FILL_RANDOM, 4, SHAPE(B, side, side, C));
+    case_tensor(c, conv2d_w, s->type, FILL_RANDOM, 4, SHAPE(O, R, R, C));
+    case_tensor(c, conv2d_bias, DT_F32, FILL_RANDOM, 4, SHAPE(1, 1, 1, O));
+    case_tensor(c, conv2d_y, s->type, FILL_RANDOM, 4, SHAPE(B, side, side, O));
+    c->params.conv2d = (Conv2dParams){.pad_top = pad, .pad_bottom = pad, .pad_left = pad,
+                                      .pad_right = pad};
+}
+
+static void rope_case(Case *c, const BenchSize *s) {
+    int64_t B = or(s->batch, 1), T = or(s->tokens, 1024), H = or(s->heads, 24), D = or(s->dim, 128);
+    c->op = OP_ROPE;
+    case_tensor(c, rope_x, s->type, FILL_RANDOM, 4, SHAPE(B, T, H, D));
+    case_tensor(c, rope_table, DT_F32, FILL_RANDOM, 4, SHAPE(1, T, D / 2, 2));
+    case_tensor(c, rope_y, s->type, FILL_RANDOM, 4, SHAPE(B, T, H, D));
+}
+
+static DType packed_type(const BenchSize *s) {
+    return s->weights < DT_COUNT && dtype_is_packed(s->weights) ? s->weights : DT_Q8_0;
+}
+
 static void row_case(Case *c, OpId op, const BenchSize *s) {
     int64_t B = or(s->batch, 1), M = or(s->rows, 4096), C = or(s->channels, 1024);
     const int64_t *x = SHAPE(B, M, C);
@@ -46,10 +71,16 @@ static void row_case(Case *c, OpId op, const BenchSize *s) {
     switch (op) {
     case OP_NORM:
         case_tensor(c, norm_x, s->type, FILL_RANDOM, 3, x);
+        case_tensor(c, norm_y, s->type, FILL_RANDOM, 3, x);
+        c->params.norm = (NormParams){.eps = 1e-6f, .groups = s->heads > 1 ? (uint32_t)s->heads : 0};
+        if (c->params.norm.groups) { // a group norm
+            c->params.norm.kind = NORM_GROUP;
+            case_tensor(c, norm_weight, DT_F32, FILL_RANDOM, 3, SHAPE(1, 1, C));
+            case_tensor(c, norm_bias, DT_F32, FILL_RANDOM, 3, SHAPE(1, 1, C));
+            return;
+        }
         case_tensor(c, norm_scale, DT_F32, FILL_RANDOM, 3, SHAPE(B, 1, C));
         case_tensor(c, norm_shift, DT_F32, FILL_RANDOM, 3, SHAPE(B, 1, C));
-        case_tensor(c, norm_y, s->type, FILL_RANDOM, 3, x);
-        c->params.norm.eps = 1e-6f;
         return;
     case OP_NORM_BWD:
         case_tensor(c, norm_bwd_y, s->type, FILL_RANDOM, 3, x);
@@ -75,6 +106,10 @@ static void row_case(Case *c, OpId op, const BenchSize *s) {
         case_tensor(c, embed_bwd_ids, DT_I32, FILL_IDS, 1, SHAPE(M));
         case_tensor(c, embed_bwd_dtable, s->type, FILL_RANDOM, 2, SHAPE(11, C));
         return;
+    case OP_DEQUANT:
+        case_tensor(c, dequant_w, packed_type(s), FILL_RANDOM, 2, SHAPE(M, C));
+        case_tensor(c, dequant_y, s->type, FILL_RANDOM, 2, SHAPE(M, C));
+        return;
     case OP_ADAMW:
         for (int i = 0; i < adamw_operand_count; i++)
             if (i != adamw_found_inf)
@@ -93,6 +128,8 @@ bool bench_case(OpId op, const BenchSize *size, Case *c, Error *err) {
     *c = (Case){0};
     (void)err;
     if (op == OP_GEMM) gemm_case(c, size, false, ACT_NONE, false);
+    else if (op == OP_CONV2D) conv2d_case(c, size);
+    else if (op == OP_ROPE) rope_case(c, size);
     else if (op == OP_ATTN || op == OP_ATTN_BWD) attn_case(c, size, op == OP_ATTN_BWD);
     else row_case(c, op, size);
     return true;
@@ -133,6 +170,20 @@ static const struct {
     {"copy", OP_COPY, {.rows = 4096, .channels = 4096}, false, false, 0},
     {"embed", OP_EMBED, {.rows = 1024, .channels = 192}, false, false, 0},
     {"embed gradient", OP_EMBED_BWD, {.rows = 1024, .channels = 192}, false, false, 0},
+    {"FLUX mlp bf16", OP_GEMM, {.m = 768, .n = 12288, .k = 3072, .type = DT_BF16}, true, false,
+     ACT_GELU},
+    {"FLUX single out bf16", OP_GEMM, {.m = 768, .n = 3072, .k = 15360, .type = DT_BF16}, true, false,
+     0},
+    {"FLUX attention bf16", OP_ATTN, {.tokens = 768, .heads = 24, .dim = 128, .type = DT_BF16}, false,
+     false, 0},
+    {"FLUX rope bf16", OP_ROPE, {.tokens = 768, .heads = 24, .dim = 128, .type = DT_BF16}, false,
+     false, 0},
+    {"FLUX q8_0 weight to bf16", OP_DEQUANT,
+     {.rows = 12288, .channels = 3072, .type = DT_BF16, .weights = DT_Q8_0}, false, false, 0},
+    {"decoder conv bf16", OP_CONV2D, {.rows = 256, .channels = 256, .type = DT_BF16}, false, false, 0},
+    {"decoder conv", OP_CONV2D, {.rows = 128, .channels = 256}, false, false, 0},
+    {"decoder group norm bf16", OP_NORM, {.rows = 65536, .channels = 256, .heads = 32, .type = DT_BF16},
+     false, false, 0},
     {"nano adamw", OP_ADAMW, {.rows = 2700, .channels = 1000}, false, false, 0},
 };
 
@@ -173,6 +224,15 @@ static bool fill(Buffer *buffer, const TensorRef *t, int64_t range, Error *err) 
     int64_t n = ref_count(t);
     size_t size = (size_t)dtype_size(t->dtype);
     uint8_t *data = mem_new(NULL, CHUNK * size);
+    if (dtype_is_packed(t->dtype)) { // bytes whose scales are finite, whatever the format
+        uint64_t bytes = dtype_bytes(t->dtype, (uint64_t)n);
+        for (size_t i = 0; i < CHUNK; i++) data[i] = (uint8_t)(conform_mix(i) & 0x3b);
+        bool ok = true;
+        for (uint64_t at = 0; at < bytes && ok; at += CHUNK)
+            ok = dev_write(buffer, t->offset + at, data, MIN((uint64_t)CHUNK, bytes - at), err);
+        mem_free(data);
+        return ok;
+    }
     for (size_t i = 0; i < CHUNK; i++) {
         uint64_t r = conform_mix(i + t->offset);
         dtype_store(t->dtype, data, i, t->dtype == DT_I32 ? (float)(r % (uint64_t)range)

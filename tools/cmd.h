@@ -102,6 +102,8 @@ bool cmd_usage(const Cmd *cmd, Error *err, const char *format, ...) PRINTF_LIKE(
 // Opens --device with --vram, --threads and the pipeline cache. dev_close ends it.
 Device *cmd_open_device(const Cmd *cmd, Error *err);
 DeviceOptions cmd_device_options(const Cmd *cmd);
+// --type: the types of weights of dtype.h, and fp8; NULL: DT_COUNT (as in the file). STATUS_USAGE.
+bool cmd_weight_type(const char *name, DType *out, Error *err);
 bool cmd_print(Error *err, const char *format, ...) PRINTF_LIKE(2, 3); // to stdout
 bool cmd_print_json(JsonOut *w, Error *err); // one object and a newline; frees w
 // Is `path`'s folder there and writable, so that hours of work are not lost at the end?

@@ -3,7 +3,7 @@
 
 typedef struct BenchValues {
     CommonOptions common;
-    const char *op, *type, *row, *model, *precision;
+    const char *op, *type, *row, *model, *weights, *precision;
     int64_t batch, m, n, k, tokens, keys, heads, dim, rows, channels, width, height;
 } BenchValues;
 
@@ -16,8 +16,11 @@ static const char *op_name_at(int i) { return i < OP_COUNT ? op_info[i].name : N
 static const Option options[] = {
     {.name = "op", .kind = OPT_CHOICE, FIELD(T, op), .choice_at = op_name_at, .value = "NAME",
      .group = "what", .says = "a table of all", .help = "Only this op."},
-    {.name = "model", .kind = OPT_CHOICE, FIELD(T, model), .choices = "nano", .value = "NAME",
-     .says = "none", .help = "A model's forward pass, and its forward pass with gradients."},
+    {.name = "model", .kind = OPT_TEXT, FIELD(T, model), .value = "NAME", .says = "none",
+     .help = "nano: its forward pass, and that with gradients. flux-dev, flux-schnell (synthetic "
+             "weights) or the file of a FLUX.1 transformer: one step, and its blocks."},
+    {.name = "weights", .kind = OPT_TEXT, FIELD(T, weights), .value = "TYPE", .says = "as in the file",
+     .help = "FLUX.1: type of the weights on the device."},
     {.name = "type", .kind = OPT_CHOICE, FIELD(T, type), .choices = "f32,f16,bf16", .value = "TYPE",
      .fallback = "f32", .help = "Of the tensors."},
     {.name = "row", .kind = OPT_TEXT, FIELD(T, row), .value = "NAME", .says = "what dispatch takes",
@@ -133,7 +136,11 @@ static bool run_all(Bench *b, const BenchValues *v, const BenchSize *size, Error
         int count;
         int64_t batch = v->batch ? v->batch : 64;
         if (!bench_peak(b, size->type, err) ||
-            !bench_model(b, v->model, batch, size->type, r, &count, err))
+            !(strcmp(v->model, "nano")
+                  ? bench_flux(b, v->model, v->width ? (int)v->width : 1024,
+                               v->height ? (int)v->height : 1024, size->type, size->weights, r,
+                               &count, err)
+                  : bench_model(b, v->model, batch, size->type, r, &count, err)))
             return false;
         for (int i = 0; i < count; i++)
             if (!print_result(b, "model", &r[i], err)) return false;
@@ -165,13 +172,15 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
     if ((v->width || v->height) && !v->model)
         return cmd_usage(cmd, err, "--width and --height: expected --model beside them, found "
                          "none; give --model nano, or leave them out");
-    if (((v->width && v->width != 32) || (v->height && v->height != 32)) && v->model)
-        return cmd_usage(cmd, err,
-                         "--width and --height: expected 32 (nano), found another number; "
-                         "leave them out");
+    bool nano = v->model && strcmp(v->model, "nano") == 0;
+    int64_t step = nano ? 32 : 16; // nano: one size; FLUX.1: whole tokens
+    if ((nano && (v->width > 32 || v->height > 32)) || v->width % step || v->height % step)
+        return cmd_usage(cmd, err, "--width and --height: expected %s, found another number; leave "
+                         "them out", nano ? "32 (nano)" : "multiples of 16");
     BenchSize size = {v->batch, v->m, v->n, v->k, v->tokens, v->keys, v->heads, v->dim, v->rows,
-                      v->channels, DT_F32};
+                      v->channels, DT_F32, DT_COUNT};
     dtype_parse(v->type, &size.type);
+    if (!cmd_weight_type(v->weights, &size.weights, err)) return err_prefix(err, "bench");
     Bench b = {.cmd = cmd, .mem = cmd->mem};
     b.dev = cmd_open_device(cmd, err);
     if (!b.dev) return false;

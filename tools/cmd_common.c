@@ -36,6 +36,19 @@ Device *cmd_open_device(const Cmd *cmd, Error *err) {
     return dev;
 }
 
+bool cmd_weight_type(const char *name, DType *out, Error *err) {
+    *out = DT_COUNT;
+    if (!name) return true;
+    if (!strcmp(name, "fp8")) name = "fp8_e4m3";
+    if (dtype_parse(name, out) && (dtype_is_float(*out) || dtype_is_packed(*out))) return true;
+    char known[300] = "";
+    for (int t = 0; t < DT_COUNT; t++)
+        if (dtype_is_float((DType)t) || dtype_is_packed((DType)t))
+            snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", *known ? ", " : "",
+                     dtype_name((DType)t));
+    return err_set(err, STATUS_USAGE, "--type: expected one of %s; found \"%.60s\"", known, name);
+}
+
 // ---- output -----------------------------------------------------------------------------------
 
 static bool output_failed(Error *err) {

@@ -216,7 +216,7 @@ static bool check(const Cmd *cmd, const InspectValues *v, Error *err) {
     static const char *const of_plan[] = {"width", "height", "batch-count", "steps", "cfg-scale",
                                           "t5-tokens", "type", "vram", "device", "threads", "precision"};
     DType type;
-    if (!text_model_type(v->type, &type, err)) return err_prefix(err, "inspect");
+    if (!cmd_weight_type(v->type, &type, err)) return err_prefix(err, "inspect");
     if (!v->path && !v->dummy && !v->diffusion_model && !v->clip_l && !v->t5xxl && !v->vae && !v->distill)
         return cmd_usage(cmd, err, "expected PATH, found nothing; try `kiln help inspect`");
     if (v->dummy && v->path)

@@ -121,7 +121,7 @@ bool inspect_open(Cmd *cmd, const InspectValues *v, Inspected *in, Error *err) {
     if (v->dummy) {
         const char *name = *v->dummy ? v->dummy : pipeline_dummy_name(0);
         int divisor;
-        if (!text_model_type(v->type, &type, err) || !pipeline_dummy_divisor(v->dummy_scale, &divisor, err) ||
+        if (!cmd_weight_type(v->type, &type, err) || !pipeline_dummy_divisor(v->dummy_scale, &divisor, err) ||
             !pipeline_dummy_check(name, err))
             return err_prefix(err, "inspect");
         ModelParts *model = pipeline_dummy_open(cmd->mem, name, divisor, type);

@@ -3,19 +3,6 @@
 
 #include "engine/pipeline_dummy.h"
 
-bool text_model_type(const char *name, DType *out, Error *err) {
-    *out = DT_COUNT;
-    if (!name) return true;
-    if (!strcmp(name, "fp8")) name = "fp8_e4m3";
-    if (dtype_parse(name, out) && (dtype_is_float(*out) || dtype_is_packed(*out))) return true;
-    char known[300] = "";
-    for (int t = 0; t < DT_COUNT; t++)
-        if (dtype_is_float((DType)t) || dtype_is_packed((DType)t))
-            snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", *known ? ", " : "",
-                     dtype_name((DType)t));
-    return err_set(err, STATUS_USAGE, "--type: expected one of %s; found \"%.60s\"", known, name);
-}
-
 static DType compute_type(const char *precision) {
     return precision && !strcmp(precision, "f32") ? DT_F32 : DT_BF16;
 }
@@ -24,7 +11,7 @@ bool text_model_open(Cmd *cmd, const TextModelNames *names, TextModel *out, Erro
     FluxPipelineOptions options = {.compute = compute_type(names->precision)};
     int divisor;
     const char *dummy = names->dummy && !*names->dummy ? "flux-dev" : names->dummy;
-    if (!text_model_type(names->type, &options.type, err) ||
+    if (!cmd_weight_type(names->type, &options.type, err) ||
         !pipeline_dummy_divisor(names->dummy_scale, &divisor, err) || (dummy && !pipeline_dummy_check(dummy, err)))
         return err_prefix(err, "%s", cmd->command->name);
     out->parts = dummy ? pipeline_dummy_open(cmd->mem, dummy, divisor, options.type)

@@ -23,7 +23,5 @@ typedef struct TextModel {
 // Usage errors (type, scale, unknown dummy) come before anything is opened.
 bool text_model_open(Cmd *cmd, const TextModelNames *names, TextModel *out, Error *err);
 void text_model_close(TextModel *model); // what was opened; zeros are allowed
-// --type's names: those of dtype.h, and fp8.
-bool text_model_type(const char *name, DType *out, Error *err);
 
 #endif
