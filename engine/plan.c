@@ -36,38 +36,72 @@ static int by_size(const void *a, const void *b) {
     return x->storage - y->storage; // one order everywhere
 }
 
-static int by_offset(const void *a, const void *b) {
-    const Life *const *x = a, *const *y = b;
-    return (*x)->offset < (*y)->offset ? -1 : (*x)->offset > (*y)->offset;
-}
-
 // Moves `at` to where `size` bytes do not cross from one block into the next.
 static uint64_t within_block(uint64_t at, uint64_t size, uint64_t block) {
     return at / block == (at + size - 1) / block ? at : align_up(at, block);
 }
 
+// A tensor that has its place. Small and in one array, for the search below reads them all.
+typedef struct Placed { uint64_t start, end; int first, last; } Placed;
+typedef struct PlacedList { ARRAY(Placed) in_order; } PlacedList; // of start
+
+// Time is cut into epochs. Most tensors live within one: they meet only those of their epoch and the
+// wide ones, which live in several, so that plans take near-linear time. Wide ones meet all.
+enum { EPOCHS = 64 };
+typedef struct Places { PlacedList epoch[EPOCHS], wide, all, none; int length; } Places;
+
+static int epoch_of(const Places *p, int time) { return MIN(MAX(time, 0) / p->length, EPOCHS - 1); }
+
+static void insert(void *parent, PlacedList *list, Placed item) {
+    int low = 0, high = list->in_order.n;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (list->in_order.v[middle].start <= item.start) low = middle + 1;
+        else high = middle;
+    }
+    ARR_PUSH(parent, &list->in_order, item);
+    Placed *v = list->in_order.v;
+    memmove(&v[low + 1], &v[low], sizeof *v * (size_t)(list->in_order.n - 1 - low));
+    v[low] = item;
+}
+
+// The lowest offset that is free from `first` to `last` among the tensors of two lists.
+static uint64_t find_gap(const PlacedList *a, const PlacedList *b, uint64_t size, int first, int last,
+                         uint64_t block) {
+    uint64_t at = 0; // nothing below it is free
+    for (int i = 0, j = 0; i < a->in_order.n || j < b->in_order.n;) {
+        bool from_a = j == b->in_order.n ||
+                      (i < a->in_order.n && a->in_order.v[i].start <= b->in_order.v[j].start);
+        const Placed *p = from_a ? &a->in_order.v[i++] : &b->in_order.v[j++];
+        if (p->end <= at || p->first > last || first > p->last) continue;
+        at = within_block(at, size, block);
+        if (at + size <= p->start) break;
+        at = MAX(at, p->end);
+    }
+    return within_block(at, size, block);
+}
+
 // Greedy by size (Pisarchyk and Lee 2020): the largest first, each at the lowest offset that is
 // free during its whole life. Returns the arena's size.
-static uint64_t place(Life *lives, int n, uint64_t block, bool no_alias) {
+static uint64_t place(Life *lives, int n, int ops, uint64_t block, bool no_alias) {
     qsort(lives, (size_t)n, sizeof *lives, by_size);
-    Life **busy = MEM_ARRAY(NULL, Life *, MAX(n, 1)); // placed ones that overlap in time
+    Places *places = MEM_NEW(NULL, Places);
+    places->length = ops / EPOCHS + 1;
     uint64_t end = 0;
     for (int i = 0; i < n; i++) {
-        int count = 0;
-        for (int j = 0; j < i; j++)
-            if (no_alias || (lives[j].first <= lives[i].last && lives[i].first <= lives[j].last))
-                busy[count++] = &lives[j];
-        qsort(busy, (size_t)count, sizeof *busy, by_offset);
-        uint64_t at = 0;
-        for (int j = 0; j < count; j++) {
-            at = within_block(at, lives[i].size, block);
-            if (at + lives[i].size <= busy[j]->offset) break;
-            at = MAX(at, busy[j]->offset + busy[j]->size);
-        }
-        lives[i].offset = within_block(at, lives[i].size, block);
-        end = MAX(end, lives[i].offset + lives[i].size);
+        Life *life = &lives[i];
+        if (no_alias) life->first = -1, life->last = ops; // as if all were needed all the time
+        int from = epoch_of(places, life->first), to = epoch_of(places, life->last);
+        bool wide = from != to;
+        life->offset = find_gap(wide ? &places->all : &places->epoch[from],
+                                wide ? &places->none : &places->wide, life->size, life->first,
+                                life->last, block);
+        Placed item = {life->offset, life->offset + life->size, life->first, life->last};
+        insert(places, wide ? &places->wide : &places->epoch[from], item);
+        insert(places, &places->all, item);
+        end = MAX(end, item.end);
     }
-    mem_free(busy);
+    mem_free(places);
     return end;
 }
 
@@ -109,7 +143,7 @@ static bool assign_arena(Plan *plan, const DeviceInfo *info, bool no_alias, Erro
                             (unsigned long long)lives[i].size);
     }
     plan->block = block;
-    if (ok) plan->stats.arena_bytes = place(lives, used, block, no_alias);
+    if (ok) plan->stats.arena_bytes = place(lives, used, end, block, no_alias);
     for (int i = 0; ok && i < used; i++) plan->offset[lives[i].storage] = lives[i].offset;
     plan->stats.tensors = used;
     mem_free(lives);
