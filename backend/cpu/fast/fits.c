@@ -27,7 +27,6 @@ bool fits_ewise(const OpCall *c, char why[128]) { (void)c, (void)why; return tru
 bool fits_copy(const OpCall *c, char why[128]) { (void)c, (void)why; return true; }
 
 bool fits_norm(const OpCall *c, char why[128]) {
-    if (c->params.norm.kind == NORM_GROUP) return no(why, "a group norm");
     if (ref_dim(&c->t[norm_x], 5) > 65536) return no(why, "rows of more than 65,536 elements");
     return rows_contiguous(c, why) && full_last(c, norm_scale, norm_x, why) &&
            full_last(c, norm_shift, norm_x, why);
@@ -41,6 +40,11 @@ bool fits_norm_bwd(const OpCall *c, char why[128]) {
 bool fits_reduce(const OpCall *c, char why[128]) { return rows_contiguous(c, why); }
 bool fits_embed(const OpCall *c, char why[128]) { return rows_contiguous(c, why); }
 bool fits_embed_bwd(const OpCall *c, char why[128]) { return rows_contiguous(c, why); }
+bool fits_rope(const OpCall *c, char why[128]) {
+    if (ref_dim(&c->t[rope_x], 5) > 4096) return no(why, "heads wider than 4,096");
+    return rows_contiguous(c, why);
+}
+
 bool fits_dequant(const OpCall *c, char why[128]) { (void)c, (void)why; return true; }
 bool fits_adamw(const OpCall *c, char why[128]) { return rows_contiguous(c, why); }
 

@@ -6,5 +6,7 @@
 #include "backend/cpu/fast/simd_attn.h"
 #include "backend/cpu/fast/simd_dequant.h"
 #include "backend/cpu/fast/simd_ewise.h"
+#include "backend/cpu/fast/simd_image.h"
 #include "backend/cpu/fast/simd_rows.h"
+#include "backend/cpu/fast/simd_conv.h"
 #include "backend/cpu/fast/simd_train.h"

@@ -94,6 +94,10 @@ static void norm_part(void *arg, int64_t part, int thread) {
 }
 
 void FN(norm)(Cpu *cpu, const OpCall *c) {
+    if (c->params.norm.kind == NORM_GROUP) {
+        group_norm(cpu, c);
+        return;
+    }
     const TensorRef *x = &c->t[norm_x], *w = &c->t[norm_weight], *b = &c->t[norm_bias];
     NormJob j = {.cpu = cpu, .c = c, .M = ref_dim(x, 4), .C = ref_dim(x, 5)};
     j.rows = ref_dim(x, 3) * j.M;
