@@ -83,5 +83,9 @@ bool fits_conv2d_amx(const OpCall *c, char why[128]) {
     if (c->t[conv2d_x].dtype != DT_BF16 || c->t[conv2d_w].dtype != DT_BF16)
         return no(why, "operands that are not all bf16");
     if (c->params.conv2d.groups > 1) return no(why, "groups");
+    // A tile of fewer than 16 outputs reads on behind its patch, within the scratch.
+    double pixel = (double)c->t[conv2d_w].shape[3] + 64;
+    if (16 * pixel * 2 * MAX(c->params.conv2d.stride, 1u) > 1 << 20)
+        return no(why, "outputs too far apart in x");
     return fits(c, 2, 32, 32, why);
 }

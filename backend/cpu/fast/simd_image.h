@@ -157,7 +157,7 @@ static void rope_head(const RopeJob *j, const float *x, const float *cosine, con
 #elif defined(__AVX2__)
         vf partner = (vf)_mm256_permute_ps((__m256)v, 0xb1);
 #else
-        vf partner = __builtin_shuffle(v, (vi){1, 0, 3, 2});
+        vf partner = __builtin_shufflevector(v, v, 1, 0, 3, 2);
 #endif
         vstore(y + i, v * vload(cosine + i) + partner * vload(sine + i));
     }
