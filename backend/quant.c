@@ -4,7 +4,7 @@
 // Blocks of 32: a scale d (and a minimum m), then the 4-bit parts q of elements i and i + 16 in one
 // byte, fifth bits apart. Blocks of 256 ("K"): sub-blocks of 16 or 32 whose small integer scales
 // (and minima) are themselves scaled by d (and dmin). All little endian.
-#include "backend/quant_impl.h"
+#include "backend/quant.h"
 
 #include <math.h>
 

@@ -3,7 +3,7 @@
 // The K types and IQ4: each sub-block's scale (and minimum) is chosen by least squares for several
 // roundings, the best kept; the scales are then rounded to their small integers, and the elements
 // rounded once more for the scales that will be read back.
-#include "backend/quant_impl.h"
+#include "backend/quant.h"
 
 #include <math.h>
 

@@ -1,7 +1,7 @@
 // simd_dequant.h: packed weights as numbers. Every block type is runs of 16 small integers with a
 // scale and a minimum (backend/quant.c has the formats in plain words); a block is decoded to f32 in
 // the first-level cache, scaled and stored in the type of y.
-#include "backend/quant_impl.h"
+#include "backend/quant.h"
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 
