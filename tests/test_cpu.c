@@ -223,7 +223,10 @@ static void test_attn(void **state) {
         OPERAND(w, &g, attn_bwd_dq, type(w), gap, B, T, H, D);
         OPERAND(w, &g, attn_bwd_dk, type(w), gap, B, S, Hk, D);
         OPERAND(w, &g, attn_bwd_dv, type(w), gap, B, S, Hk, D);
-        check(w, &c, 4e-6);
+        bool narrow = true; // all bf16: probabilities may be rounded to it too
+        const int rounded[] = {attn_q, attn_k, attn_v, attn_y};
+        for (int i = 0; i < 4; i++) narrow = narrow && c.call.t[rounded[i]].dtype == DT_BF16;
+        check(w, &c, narrow ? 8e-3 : 4e-6);
         check(w, &g, 2e-5);
     }
 }
