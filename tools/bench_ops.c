@@ -359,7 +359,8 @@ bool bench_peak(Bench *b, DType type, Error *err) {
     b->peak.of = host == b->dev ? "its own best rows" : "the best rows of device cpu";
     bench_case(OP_GEMM, &(BenchSize){.m = 1024, .type = type}, &product, err);
     bench_case(OP_COPY, &(BenchSize){.rows = 4096, .channels = 4096}, &copy, err);
-    if (b->peak.gflops[type] == 0 &&
+    // Packed types have no products of their own: bytes bound them.
+    if (b->peak.gflops[type] == 0 && !dtype_is_packed(type) &&
         !best_row(b, host, &product, &b->peak.gflops[type], &none, err))
         return false;
     return b->peak.gbps > 0 || best_row(b, host, &copy, &none, &b->peak.gbps, err);
