@@ -126,7 +126,7 @@ static void between(const Tokenizer *t, int which, const char *text, size_t n, I
     }
     Text normal = {0};
     kind->normalize(t, text, n, &normal);
-    cut(t, 1, normal.v, normal.n, out);
+    if (normal.n) cut(t, 1, normal.v, normal.n, out); // a map may leave nothing
     mem_free(normal.v);
 }
 

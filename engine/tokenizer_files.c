@@ -360,7 +360,7 @@ static bool read_normalizer(Tokenizer *t, const Field *message, Error *err) {
     }
     if (p.broken) return fail_spiece(err, "a whole record of the normalisation");
     unigram_spaces(t, dummy, remove, escape);
-    return unigram_charsmap(t, map.bytes, map.n, err);
+    return !map.n || unigram_charsmap(t, map.bytes, map.n, err);
 }
 
 bool tokenizer_read_spiece(Tokenizer *t, const uint8_t *data, size_t n, Error *err) {
@@ -375,5 +375,6 @@ bool tokenizer_read_spiece(Tokenizer *t, const uint8_t *data, size_t n, Error *e
         if (f.number == 3) normalizer = f;
     }
     if (p.broken || !id) return fail_spiece(err, "a list of pieces");
-    return read_trainer(&trainer, err) && read_normalizer(t, &normalizer, err);
+    return (!trainer.bytes || read_trainer(&trainer, err)) && // left out: all defaults
+           (!normalizer.bytes || read_normalizer(t, &normalizer, err));
 }
