@@ -339,7 +339,7 @@ static Tensor *linear(const Walk *k, const KlLinear *l, Tensor *x, Tensor *resid
 
 static const Map *attention(Walk *k, const char *name, const Map *x, int width) { // x f32
     static const char *const LINEARS[] = {"to_q", "to_k", "to_v", "to_out.0"};
-    char part[NAME_MAX_LENGTH];
+    char part[NAME_MAX_LENGTH + 16];
     if (k->g) g_scope(k->g, mem_strdup(k->g, name));
     snprintf(part, sizeof part, "%s.group_norm", name);
     const Map *h = norm(k, part, x, width, ACT_NONE);

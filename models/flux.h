@@ -69,8 +69,6 @@ bool flux_config(const Weights *w, const char *config_json, FluxConfig *out, Err
 bool flux_check_config(const FluxConfig *c, Error *err);
 BindWant *flux_wants(void *parent, const FluxConfig *c, int *count); // all, original names
 bool flux_is_schedule(const char *name); // does the schedule stage own this (original) name?
-// Translates original names for files of diffusers' layout (BindNames; user unused).
-BindNames flux_names_diffusers;
 extern const char *const flux_ignore[]; // tensors that files may hold unused (BindOptions.ignore)
 
 // Synthetic models (--dummy): "flux-dev", "flux-schnell" at 1/divisor of the width (divisor 1, 2, 4,

@@ -57,9 +57,3 @@ const NameLayout *flux_layout(void *parent, const Weights *w, const char **prefi
 }
 
 bool flux_is(const Weights *w) { return flux_layout(NULL, w, NULL) != NULL; }
-
-int flux_names_diffusers(void *user, const char *name, const char **out, void *scratch) {
-    (void)user;
-    NameLayout layout = layouts[1];
-    return names_translate(&layout, name, out, scratch);
-}

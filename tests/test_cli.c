@@ -426,10 +426,10 @@ static void test_help(void **state) {
     // Ranges and defaults come from the table that parses; lines are folded.
     Result r = kiln(scope, "help generate");
     char *flat = one_line(r.out);
-    WANT_TEXT(flat, "from 1 to 10000. Default: 50");
+    WANT_TEXT(flat, "from 1 to 10000. Default: the model's");
     WANT_TEXT(flat, "--lora");
     for (char *l = strtok(r.out, "\n"); l; l = strtok(NULL, "\n")) assert_true(strlen(l) <= 80);
-    WANT_TEXT(man, "from 1 to 10000. Default: 50");
+    WANT_TEXT(man, "from 1 to 10000. Default: the model's");
     mem_free(scope);
 }
 
