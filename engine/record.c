@@ -26,6 +26,14 @@ static Tensor *to_shape(Tensor *t, int ndim, const int64_t *shape) {
     return same ? t : g_reshape(t, ndim, shape);
 }
 
+// The same for a result: only as a view; a copy would be written and nobody would read it.
+static Tensor *result_shape(Tensor *t, int ndim, const int64_t *shape) {
+    Tensor *view = to_shape(t, ndim, shape);
+    if (view->storage != t->storage)
+        g_fail(t->g, "expected a result whose strides fit the op's form, found gaps; this is a defect");
+    return view;
+}
+
 static bool any_grad(int count, Tensor *const *t) {
     for (int i = 0; i < count; i++)
         if (t[i] && t[i]->needs_grad) return true;
@@ -71,7 +79,9 @@ Tensor *g_gemm(Graph *g, const GemmRec *r) {
                "this is a defect", r->x->ndim, r->w->ndim);
         return r->x;
     }
-    bool batched = r->w->ndim == 3 || (r->gate && r->gate->ndim == 3);
+    // A given result of several batches with gaps between them has no form as one batch of rows.
+    bool gaps = r->y && r->y->ndim == 3 && r->x->ndim == 3 && !tensor_contiguous(r->y);
+    bool batched = r->w->ndim == 3 || (r->gate && r->gate->ndim == 3) || gaps;
     Tensor *x = batched || (r->x->ndim == 3 && r->x->shape[0] == 1) ? g_rows(r->x) : as_rank3(
         r->x->ndim == 3 && !r->trans_x ? g_reshape(r->x, DIMS(-1, r->x->shape[2])) : r->x);
     if (x->ndim != 3) {
@@ -96,7 +106,7 @@ Tensor *g_gemm(Graph *g, const GemmRec *r) {
         [gemm_bias] = r->bias ? g_reshape(r->bias, DIMS(1, 1, N)) : NULL,
         [gemm_gate] = as_rank3(r->gate),
         [gemm_residual] = r->residual ? g_rows(to_shape(r->residual, 3, full)) : NULL,
-        [gemm_y] = to_shape(y, 3, full),
+        [gemm_y] = result_shape(y, 3, full),
     };
     return finish(g_record(g, OP_GEMM, t, &r->params), COUNT_OF(seen), seen, y);
 }
@@ -158,7 +168,7 @@ Tensor *g_norm(Graph *g, const NormRec *r) {
     Tensor *t[norm_operand_count] = {
         [norm_x] = x, [norm_weight] = as_rank3(r->weight), [norm_bias] = as_rank3(r->bias),
         [norm_scale] = as_rank3(r->scale), [norm_shift] = as_rank3(r->shift),
-        [norm_y] = to_shape(y, x->ndim, x->shape), [norm_rstd] = rstd};
+        [norm_y] = result_shape(y, x->ndim, x->shape), [norm_rstd] = rstd};
     return finish(g_record(g, OP_NORM, t, &r->params), COUNT_OF(seen), seen, y);
 }
 

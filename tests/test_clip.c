@@ -1,0 +1,103 @@
+// CLIP's text encoder against transformers (tests/golden/flux_*.safetensors): hidden states of the
+// last and the last but one layer, with and without the final norm, pooled and projected text.
+#include "models/clip.h"
+#include "tests/model_check.h"
+
+static const char *const cases[] = {"a", "b"};
+
+static const struct Wanted { int skip; bool norm, projected; const char *hidden, *pooled; } wanted[] = {
+    {0, false, false, "want.clip.last", "want.clip.pooled"},
+    {1, false, true, "want.clip.before", "want.clip.projected"},
+    {1, true, false, "want.clip.before_normed", "want.clip.pooled"},
+};
+
+static void check_run(void *scope, const ClipModel *m, Device *dev, const Weights *w,
+                      const struct Wanted *want, DType compute, double limit) {
+    Error err = {0};
+    ClipShape shape = {.batch = 2, .tokens = 13, .skip = want->skip, .hidden_norm = want->norm,
+                       .projected = want->projected, .compute = compute};
+    ClipText *t = clip_text_new(scope, m, dev, &shape);
+    Stack *s = stage_open(scope, dev, &t->spec, 0);
+    CHECK(clip_text_write(t, golden_ids(scope, w, "want.clip.ids"), &err));
+    CHECK(stack_run(s, NULL, &err));
+    size_t n, pooled_n;
+    float *hidden = golden(scope, w, want->hidden, &n);
+    float *pooled = golden(scope, w, want->pooled, &pooled_n);
+    assert_int_equal(param_count(t->hidden), n);
+    assert_int_equal(param_count(t->pooled), pooled_n);
+    double a = difference(param_values(scope, t->hidden), hidden, n);
+    double b = difference(param_values(scope, t->pooled), pooled, pooled_n);
+    print_message("  %s %s: hidden within %.1e, pooled within %.1e\n", dtype_name(compute), want->hidden,
+                  a, b);
+    assert_true(a < limit && b < limit);
+    stack_free(s);
+    clip_text_free(t);
+}
+
+static void states_are_those_of_transformers(void **state) {
+    (void)state;
+    Error err = {0};
+    for (size_t d = 0; d < COUNT_OF(check_devices); d++)
+        for (size_t i = 0; i < COUNT_OF(cases); i++) {
+            void *scope = mem_new(NULL, 1);
+            Device *dev = dev_open(scope, check_devices[d], NULL, &err);
+            CHECK(dev);
+            Weights *w = weights_open(scope, mem_printf(scope, GOLDEN "flux_%s.safetensors", cases[i]), &err);
+            CHECK(w);
+            ClipModel *m = clip_open(scope, w, weights_meta(w, "clip"), &err);
+            CHECK(m);
+            assert_string_equal(m->prefix, "clip.");
+            for (size_t k = 0; k < COUNT_OF(wanted); k++)
+                check_run(scope, m, dev, w, &wanted[k], DT_F32, 2e-5);
+            check_run(scope, m, dev, w, &wanted[0], DT_BF16, 4e-2);
+            weights_close(w);
+            dev_close(dev);
+            mem_free(scope);
+        }
+}
+
+static void presets_hold_what_they_say(void **state) {
+    (void)state;
+    void *scope = mem_new(NULL, 1);
+    ClipConfig c;
+    Error err = {0};
+    int count;
+    assert_true(clip_preset(1, &c));
+    WeightTensor *t = clip_tensors(scope, &c, DT_BF16, &count);
+    uint64_t n = 0;
+    for (int i = 0; i < count; i++) n += t[i].count;
+    assert_true(n == 123060480); // CLIP-L's text encoder
+    for (int divisor = 1; divisor <= 32; divisor *= 2) {
+        assert_true(clip_preset(divisor, &c));
+        CHECK(clip_check_config(&c, &err));
+    }
+    assert_false(clip_preset(5, &c));
+    mem_free(scope);
+}
+
+static void wrong_files_are_told(void **state) {
+    (void)state;
+    Error err = {0};
+    void *scope = mem_new(NULL, 1);
+    Weights *w = weights_open(scope, GOLDEN "flux_a.safetensors", &err);
+    CHECK(w);
+    assert_null(clip_open(scope, weights_part(scope, w, "t5."), NULL, &err));
+    assert_non_null(strstr(err.text, "expected CLIP's text encoder"));
+    err = (Error){0};
+    assert_null(clip_open(scope, w, "{\"hidden_act\": \"mish\"}", &err));
+    assert_non_null(strstr(err.text, "found mish"));
+    err = (Error){0};
+    assert_null(clip_open(scope, w, "{\"num_attention_heads\": 7}", &err));
+    assert_non_null(strstr(err.text, "(7) divides"));
+    weights_close(w);
+    mem_free(scope);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(states_are_those_of_transformers),
+        cmocka_unit_test(presets_hold_what_they_say),
+        cmocka_unit_test(wrong_files_are_told),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,239 @@
+// FLUX.1's transformer against diffusers (tests/golden/flux_*.safetensors): both stages, both
+// layouts, batches with a prompt each, streamed as resident; host-side inputs.
+#include "models/flux.h"
+#include "tests/model_check.h"
+
+static const char *const cases[] = {"a", "b"};
+
+typedef struct Case {
+    void *scope;
+    Device *dev;
+    Weights *w;
+    int batch, text, rows, columns, steps;
+} Case;
+
+static Case case_open(const char *device, const char *name) {
+    Error err = {0};
+    Case c = {.scope = mem_new(NULL, 1)};
+    c.dev = dev_open(c.scope, device, NULL, &err);
+    CHECK(c.dev);
+    c.w = weights_open(c.scope, mem_printf(c.scope, GOLDEN "flux_%s.safetensors", name), &err);
+    CHECK(c.w);
+    assert_int_equal(sscanf(weights_meta(c.w, "grid"), "%dx%d", &c.rows, &c.columns), 2);
+    c.steps = (int)golden_dim(c.w, "want.flux.tokens", 0);
+    c.batch = (int)golden_dim(c.w, "want.flux.tokens", 1);
+    c.text = (int)golden_dim(c.w, "want.flux.states", 1);
+    return c;
+}
+
+static void case_close(Case *c) {
+    weights_close(c->w);
+    dev_close(c->dev);
+    mem_free(c->scope);
+}
+
+static FluxConditions *run_schedule(const Case *c, const FluxModel *m, DType compute) {
+    Error err = {0};
+    FluxScheduleShape shape = {c->steps, c->batch, c->text, compute};
+    FluxSchedule *s = flux_schedule_new(c->scope, m, c->dev, &shape);
+    Stack *stack = stage_open(c->scope, c->dev, &s->spec, 0);
+    float *times = golden(c->scope, c->w, "want.flux.times", NULL);
+    float *features = MEM_ARRAY(c->scope, float, c->steps * FLUX_FEATURES), guidance[FLUX_FEATURES];
+    for (int i = 0; i < c->steps; i++) flux_features(times[i], features + i * FLUX_FEATURES);
+    flux_features(3.5, guidance);
+    CHECK(param_write(s->features, DT_F32, features, &err));
+    if (s->guidance) CHECK(param_write(s->guidance, DT_F32, guidance, &err));
+    CHECK(param_write(s->pooled, DT_F32, golden(c->scope, c->w, "want.flux.pooled", NULL), &err));
+    CHECK(param_write(s->text, DT_F32, golden(c->scope, c->w, "want.flux.states", NULL), &err));
+    CHECK(stack_run(stack, NULL, &err));
+    FluxConditions *conditions = flux_conditions_read(c->scope, s, &err);
+    CHECK(conditions);
+    stack_free(stack);
+    flux_schedule_free(s);
+    return conditions;
+}
+
+// The velocities of all steps [S, B, Ti, O]. budget 0: all resident.
+static float *run_steps(const Case *c, const FluxModel *m, DType compute, bool streamed) {
+    Error err = {0};
+    FluxConditions *conditions = run_schedule(c, m, compute);
+    FluxStepShape shape = {c->batch, c->batch, c->text, c->rows * c->columns, compute};
+    FluxStep *f = flux_step_new(c->scope, m, c->dev, &shape);
+    uint64_t budget = 0;
+    if (streamed) {
+        Stack *probe = stack_new(c->scope, c->dev, &f->spec, 0, &err);
+        CHECK(probe);
+        budget = stack_memory(probe).smallest_peak;
+        stack_free(probe);
+    }
+    Stack *stack = stage_open(c->scope, c->dev, &f->spec, budget);
+    if (streamed) assert_true(stack_memory(stack).moved_bytes > 0);
+    int prompts[] = {0, 1};
+    size_t n;
+    float *tokens = golden(c->scope, c->w, "want.flux.tokens", NULL);
+    golden(c->scope, c->w, "want.flux.velocity", &n);
+    float *out = MEM_ARRAY(c->scope, float, n);
+    int64_t in_size = param_count(f->tokens_in), out_size = param_count(f->velocity);
+    assert_int_equal(n, out_size * c->steps);
+    CHECK(flux_step_write_rope(f, c->rows, c->columns, &err));
+    CHECK(flux_step_write_text(f, conditions, prompts, &err));
+    for (int i = 0; i < c->steps; i++) {
+        CHECK(flux_step_write_step(f, conditions, i, prompts, &err));
+        CHECK(param_write(f->tokens_in, DT_F32, tokens + i * in_size, &err));
+        CHECK(stack_run(stack, NULL, &err));
+        CHECK(param_read(f->velocity, DT_F32, out + i * out_size, &err));
+    }
+    stack_free(stack);
+    flux_step_free(f);
+    return out;
+}
+
+static void velocities_are_those_of_diffusers(void **state) {
+    (void)state;
+    Error err = {0};
+    const struct { DType compute; double limit; } runs[] = {{DT_F32, 5e-5}, {DT_BF16, 1e-2}, {DT_F16, 1e-2}};
+    for (size_t d = 0; d < COUNT_OF(check_devices); d++)
+        for (size_t i = 0; i < COUNT_OF(cases); i++) {
+            Case c = case_open(check_devices[d], cases[i]);
+            FluxModel *m = flux_open(c.scope, c.w, weights_meta(c.w, "transformer"), DT_COUNT, &err);
+            CHECK(m);
+            assert_string_equal(m->layout, "diffusers");
+            assert_string_equal(m->prefix, "transformer.");
+            size_t n;
+            float *want = golden(c.scope, c.w, "want.flux.velocity", &n);
+            for (size_t k = 0; k < COUNT_OF(runs); k++) {
+                double off = difference(run_steps(&c, m, runs[k].compute, false), want, n);
+                print_message("  %s %s: velocity in %s within %.1e\n", check_devices[d], cases[i],
+                              dtype_name(runs[k].compute), off);
+                assert_true(off < runs[k].limit);
+            }
+            case_close(&c);
+        }
+}
+
+static void streamed_is_resident_bit_for_bit(void **state) {
+    (void)state;
+    Error err = {0};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        Case c = case_open("cpu", cases[i]);
+        FluxModel *m = flux_open(c.scope, c.w, weights_meta(c.w, "transformer"), DT_COUNT, &err);
+        CHECK(m);
+        size_t n;
+        golden(c.scope, c.w, "want.flux.velocity", &n);
+        float *resident = run_steps(&c, m, DT_BF16, false), *streamed = run_steps(&c, m, DT_BF16, true);
+        assert_memory_equal(resident, streamed, n * sizeof(float));
+        case_close(&c);
+    }
+}
+
+// The same weights under the original names, behind a prefix.
+typedef struct Renamed { const FluxModel *m; } Renamed;
+static bool read_renamed(void *user, int index, uint64_t offset, void *out, uint64_t bytes, Error *err) {
+    const BoundWeight *b = &((const Renamed *)user)->m->weight[index];
+    uint8_t *all = mem_new(NULL, (size_t)b->bytes); // the file may ask for any range
+    bool ok = bound_read(b, 0, all, b->bytes, err);
+    memcpy(out, all + offset, (size_t)bytes);
+    mem_free(all);
+    return ok;
+}
+
+static void layouts_give_the_same(void **state) {
+    (void)state;
+    Error err = {0};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        Case c = case_open("ref", cases[i]);
+        const char *json = weights_meta(c.w, "transformer");
+        FluxModel *m = flux_open(c.scope, c.w, json, DT_COUNT, &err);
+        CHECK(m);
+        WeightTensor *t = MEM_ARRAY(c.scope, WeightTensor, m->count);
+        for (int k = 0; k < m->count; k++) {
+            const BoundWeight *b = &m->weight[k];
+            t[k] = (WeightTensor){.name = mem_printf(c.scope, "model.diffusion_model.%s", b->name),
+                                  .dtype = b->dtype, .ndim = b->ndim, .bytes = b->bytes};
+            memcpy(t[k].shape, b->shape, sizeof b->shape);
+            t[k].count = b->bytes / (uint64_t)dtype_size(b->dtype);
+        }
+        Renamed renamed = {m};
+        Weights *w = weights_synthetic(c.scope, "renamed", t, m->count, read_renamed, &renamed);
+        assert_non_null(w);
+        FluxModel *o = flux_open(c.scope, w, json, DT_COUNT, &err);
+        CHECK(o);
+        assert_string_equal(o->layout, "original");
+        assert_string_equal(o->prefix, "model.diffusion_model.");
+        size_t n;
+        golden(c.scope, c.w, "want.flux.velocity", &n);
+        assert_memory_equal(run_steps(&c, m, DT_F32, false), run_steps(&c, o, DT_F32, false),
+                            n * sizeof(float));
+        case_close(&c);
+    }
+}
+
+static void configurations_are_found_and_checked(void **state) {
+    (void)state;
+    Error err = {0};
+    Case c = case_open("ref", "a");
+    FluxConfig given, found, full;
+    CHECK(flux_config(c.w, weights_meta(c.w, "transformer"), &given, &err));
+    CHECK(flux_config(c.w, NULL, &found, &err));
+    assert_memory_equal(&given, &found, sizeof given);
+    const struct { const char *json, *text; } bad[] = {
+        {"{\"num_layers\": 2}", "missing"},
+        {"{\"axes_dims_rope\": [4, 4, 4]}", "axes_dims_rope"},
+        {"{\"axes_dims_rope\": [4, 28]}", "axes_dims_rope"},
+        {"{\"num_attention_heads\": 0}", "num_attention_heads"},
+        {"{\"_class_name\": \"SD3Transformer2DModel\"}", "found SD3Transformer2DModel"},
+        {"[", "config.json"},
+    };
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        err = (Error){0};
+        assert_null(flux_open(c.scope, c.w, bad[i].json, DT_COUNT, &err));
+        if (!strstr(err.text, bad[i].text)) fail_msg("%s: %s", bad[i].json, err.text);
+    }
+    err = (Error){0};
+    assert_null(flux_open(c.scope, weights_part(c.scope, c.w, "t5."), NULL, DT_COUNT, &err));
+    assert_non_null(strstr(err.text, "expected the transformer of FLUX.1"));
+    assert_true(flux_preset("flux-dev", 1, &full));
+    int count;
+    WeightTensor *t = flux_tensors(c.scope, &full, DT_F8_E4M3, &count);
+    uint64_t n = 0, schedule = 0;
+    for (int i = 0; i < count; i++) {
+        n += t[i].count;
+        if (flux_is_schedule(t[i].name)) schedule += t[i].count;
+    }
+    assert_true(n == 11901408320u); // FLUX.1-dev
+    print_message("  flux-dev: %.2f of %.2f billion weights in the schedule stage\n",
+                  (double)schedule / 1e9, (double)n / 1e9);
+    assert_true(schedule > 3200000000u && schedule < 3300000000u);
+    for (int divisor = 1; divisor <= 32; divisor *= 2) {
+        err = (Error){0};
+        assert_true(flux_preset("flux-schnell", divisor, &full));
+        CHECK(flux_check_config(&full, &err));
+    }
+    assert_false(flux_preset("flux-dev", 7, &full));
+    assert_false(flux_preset("flux-pro", 1, &full));
+    case_close(&c);
+}
+
+static void latents_are_packed_and_unpacked(void **state) {
+    (void)state;
+    enum { B = 2, C = 3, R = 2, W = 5, N = B * C * 4 * R * W };
+    float latents[N], tokens[N], back[N];
+    for (int i = 0; i < N; i++) latents[i] = (float)i;
+    flux_pack(B, C, R, W, latents, tokens);
+    // Token (row 1, column 3) of picture 1: channel 2, lower left pixel.
+    assert_true(tokens[(1 * R * W + 1 * W + 3) * 4 * C + 2 * 4 + 2] ==
+                latents[((1 * C + 2) * 2 * R + 3) * 2 * W + 6]);
+    flux_unpack(B, C, R, W, tokens, back);
+    assert_memory_equal(latents, back, sizeof back);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(velocities_are_those_of_diffusers),
+        cmocka_unit_test(streamed_is_resident_bit_for_bit),
+        cmocka_unit_test(layouts_give_the_same),
+        cmocka_unit_test(configurations_are_found_and_checked),
+        cmocka_unit_test(latents_are_packed_and_unpacked),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,143 @@
+// T5's encoder against transformers (tests/golden/flux_*.safetensors): states, masked states,
+// DistillT5's projection, buckets of relative positions, layouts.
+#include "models/t5.h"
+#include "tests/model_check.h"
+
+static const char *const cases[] = {"a", "b"};
+
+static float *run(void *scope, const T5Model *m, Device *dev, const T5Shape *shape, const int32_t *ids,
+                  const int *lengths, int width) {
+    Error err = {0};
+    T5Text *t = t5_text_new(scope, m, dev, shape);
+    Stack *s = stage_open(scope, dev, &t->spec, 0);
+    float *out = MEM_ARRAY(scope, float, (int64_t)shape->batch * shape->tokens * width);
+    CHECK(t5_text_write(t, ids, lengths, &err));
+    CHECK(stack_run(s, NULL, &err));
+    CHECK(t5_text_read(t, width, out, &err));
+    stack_free(s);
+    t5_text_free(t);
+    return out;
+}
+
+static void check_case(const char *device, const char *name) {
+    Error err = {0};
+    void *scope = mem_new(NULL, 1);
+    Device *dev = dev_open(scope, device, NULL, &err);
+    CHECK(dev);
+    Weights *w = weights_open(scope, mem_printf(scope, GOLDEN "flux_%s.safetensors", name), &err);
+    CHECK(w);
+    assert_true(t5_is(w));
+    T5Model *m = t5_open(scope, w, weights_meta(w, "t5"), DT_COUNT, &err);
+    CHECK(m);
+    assert_string_equal(m->prefix, "t5.");
+    T5Config inferred = t5_open(scope, w, NULL, DT_COUNT, &err)->config;
+    assert_memory_equal(&inferred, &m->config, sizeof inferred);
+    int width = t5_width(&m->config), tokens = 40;
+    int32_t *ids = golden_ids(scope, w, "want.t5.ids");
+    const int lengths[] = {31, 17};
+    const struct { const char *want; bool masked; DType compute; double limit; } runs[] = {
+        {"want.t5.states", false, DT_F32, 2e-5}, {"want.t5.masked", true, DT_F32, 2e-5},
+        {"want.t5.states", false, DT_BF16, 6e-2}, {"want.t5.states", false, DT_F16, 2e-2},
+    };
+    for (size_t i = 0; i < COUNT_OF(runs); i++) {
+        T5Shape shape = {2, tokens, runs[i].masked, runs[i].compute};
+        float *got = run(scope, m, dev, &shape, ids, lengths, width + 3), *fit = got;
+        size_t n;
+        float *want = golden(scope, w, runs[i].want, &n);
+        for (int64_t r = 0; r < 2 * tokens; r++) { // zeros behind narrower states
+            for (int k = width; k < width + 3; k++) assert_true(got[r * (width + 3) + k] == 0);
+            memmove(fit + r * width, got + r * (width + 3), sizeof(float) * (size_t)width);
+        }
+        double d = difference(fit, want, n);
+        print_message("  %s %s: %s in %s within %.1e\n", device, name, runs[i].want,
+                      dtype_name(runs[i].compute), d);
+        assert_true(d < runs[i].limit);
+    }
+    weights_close(w);
+    dev_close(dev);
+    mem_free(scope);
+}
+
+static void states_are_those_of_transformers(void **state) {
+    (void)state;
+    for (size_t d = 0; d < COUNT_OF(check_devices); d++)
+        for (size_t i = 0; i < COUNT_OF(cases); i++) check_case(check_devices[d], cases[i]);
+}
+
+static void buckets_are_those_of_transformers(void **state) {
+    (void)state;
+    Error err = {0};
+    void *scope = mem_new(NULL, 1);
+    Weights *w = weights_open(scope, GOLDEN "flux_a.safetensors", &err);
+    CHECK(w);
+    int32_t *want = golden_ids(scope, w, "want.t5.buckets");
+    for (int d = -700; d <= 700; d++) assert_int_equal(t5_bucket(d, 32, 128), want[d + 700]);
+    weights_close(w);
+    mem_free(scope);
+}
+
+static void wrong_inputs_are_told(void **state) {
+    (void)state;
+    Error err = {0};
+    void *scope = mem_new(NULL, 1);
+    Device *dev = dev_open(scope, "ref", NULL, &err);
+    CHECK(dev);
+    Weights *w = weights_open(scope, GOLDEN "flux_a.safetensors", &err);
+    CHECK(w);
+    T5Model *m = t5_open(scope, w, NULL, DT_COUNT, &err);
+    CHECK(m);
+    T5Text *t = t5_text_new(scope, m, dev, &(T5Shape){1, 3, false, DT_F32});
+    Stack *s = stage_open(scope, dev, &t->spec, 0);
+    assert_false(t5_text_write(t, (int32_t[]){3, 120, 4}, NULL, &err));
+    assert_non_null(strstr(err.text, "from 0 to 119, found 120"));
+    err = (Error){0};
+    float out[200];
+    assert_false(t5_text_read(t, 39, out, &err)); // states of 40 numbers
+    assert_non_null(strstr(err.text, "at most 39 numbers for this transformer, found 40"));
+    assert_null(t5_warning(scope, &m->config, 40));
+    assert_non_null(strstr(t5_warning(scope, &m->config, 64), "final_projection"));
+    err = (Error){0};
+    assert_null(t5_open(scope, w, "{\"num_layers\": 3}", DT_COUNT, &err)); // the file has two
+    assert_non_null(strstr(err.item[0], "block.2"));
+    err = (Error){0};
+    Weights *part = weights_part(scope, w, "clip.");
+    assert_null(t5_open(scope, part, NULL, DT_COUNT, &err));
+    assert_non_null(strstr(err.text, "expected T5's encoder"));
+    stack_free(s);
+    t5_text_free(t);
+    weights_close(w);
+    dev_close(dev);
+    mem_free(scope);
+}
+
+// The tensors of a full-size T5-XXL, and of the small ones, are consistent.
+static void presets_hold_what_they_say(void **state) {
+    (void)state;
+    void *scope = mem_new(NULL, 1);
+    T5Config c;
+    int count;
+    assert_true(t5_preset(1, &c));
+    Error err = {0};
+    CHECK(t5_check_config(&c, &err));
+    WeightTensor *t = t5_tensors(scope, &c, DT_BF16, &count);
+    uint64_t n = 0;
+    for (int i = 0; i < count; i++) n += t[i].count;
+    assert_int_equal(count, 2 + 24 * 9 + 1);
+    assert_true(n == 4762310656u); // T5-XXL v1.1's encoder
+    for (int divisor = 1; divisor <= 32; divisor *= 2) {
+        assert_true(t5_preset(divisor, &c));
+        CHECK(t5_check_config(&c, &err));
+    }
+    assert_false(t5_preset(3, &c));
+    mem_free(scope);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(states_are_those_of_transformers),
+        cmocka_unit_test(buckets_are_those_of_transformers),
+        cmocka_unit_test(wrong_inputs_are_told),
+        cmocka_unit_test(presets_hold_what_they_say),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
