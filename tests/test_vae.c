@@ -13,7 +13,7 @@
 
 #define GOLDEN "tests/golden/vae.safetensors"
 
-typedef struct State { Device *cpu, *ref; StFile *golden; } State;
+typedef struct State { Device *cpu, *ref, *vulkan; StFile *golden; } State; // vulkan: NULL where none
 
 // ---- numbers from names -----------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ static float *golden(const State *s, void *mem, const char *name, const StTensor
 typedef struct Case {
     const char *name, *prefix;
     KlNames names;
-    const char *device;
+    bool on_ref; // else on cpu and, where there is one, vulkan
     int bands;
     double limit;
     DType compute;
@@ -121,10 +121,9 @@ static VaeRun *plan(void *mem, Device *dev, const Vae *vae, VaePass pass, int w,
 }
 
 // Both halves of one configuration against diffusers.
-static void check_case(const State *s, const Case *c) {
+static void check_case(const State *s, const Case *c, Device *dev) {
     Error err = {0};
     void *mem = mem_new(NULL, 1);
-    Device *dev = !strcmp(c->device, "ref") ? s->ref : s->cpu;
     const char *config = st_meta(s->golden, c->name);
     Json *root = json_parse(config, strlen(config), c->name, &err);
     CHECK(root);
@@ -155,7 +154,8 @@ static void check_case(const State *s, const Case *c) {
     vae_run_free(run);
     snprintf(name, sizeof name, "%s.decoded", c->name);
     double e = relative(out, golden(s, mem, name, NULL), pixels);
-    if (e > c->limit) fail_msg("%s: decoded: relative error %g, limit %g", c->name, e, c->limit);
+    if (e > c->limit) fail_msg("%s %s: decoded: relative error %g, limit %g", dev_info(dev)->id, c->name, e,
+                               c->limit);
 
     snprintf(name, sizeof name, "%s.picture", c->name);
     float *picture = inputs(mem, name, pixels, -1, 1), *mean = MEM_ARRAY(mem, float, n);
@@ -171,34 +171,42 @@ static void check_case(const State *s, const Case *c) {
         moments[i] = (float)((moments[i] - info.shift) * info.scale);
     }
     e = MAX(relative(mean, moments, n), relative(sample, noise, n));
-    if (e > c->limit) fail_msg("%s: encoded: relative error %g, limit %g", c->name, e, c->limit);
+    if (e > c->limit) fail_msg("%s %s: encoded: relative error %g, limit %g", dev_info(dev)->id, c->name, e,
+                               c->limit);
     json_free(root);
     vae_close(vae);
     weights_close(file);
     mem_free(mem);
 }
 
+static void check_cases(const State *s, const Case *cases, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        check_case(s, &cases[i], cases[i].on_ref ? s->ref : s->cpu);
+        if (s->vulkan && !cases[i].on_ref) check_case(s, &cases[i], s->vulkan);
+    }
+}
+
 static void test_kl(void **state) {
     static const Case cases[] = {
-        {"flux", "", KL_DIFFUSERS, "cpu", 0, 2e-5, DT_F32},
-        {"flux", "vae.", KL_ORIGINAL, "cpu", 0, 2e-5, DT_F32},
-        {"flux", "", KL_DIFFUSERS, "cpu", 0, 0.05, DT_BF16},
-        {"sd", "", KL_DIFFUSERS_OLD, "cpu", 0, 2e-5, DT_F32},
-        {"sd", "first_stage_model.", KL_ORIGINAL, "ref", 0, 2e-5, DT_F32},
-        {"wide", "", KL_DIFFUSERS, "cpu", 0, 2e-5, DT_F32},
-        {"plain", "", KL_ORIGINAL, "cpu", 0, 2e-5, DT_F32},
-        {"level", "", KL_DIFFUSERS, "cpu", 0, 2e-5, DT_F32},
+        {"flux", "", KL_DIFFUSERS, false, 0, 2e-5, DT_F32},
+        {"flux", "vae.", KL_ORIGINAL, false, 0, 2e-5, DT_F32},
+        {"flux", "", KL_DIFFUSERS, false, 0, 0.05, DT_BF16},
+        {"sd", "", KL_DIFFUSERS_OLD, false, 0, 2e-5, DT_F32},
+        {"sd", "first_stage_model.", KL_ORIGINAL, true, 0, 2e-5, DT_F32},
+        {"wide", "", KL_DIFFUSERS, false, 0, 2e-5, DT_F32},
+        {"plain", "", KL_ORIGINAL, false, 0, 2e-5, DT_F32},
+        {"level", "", KL_DIFFUSERS, false, 0, 2e-5, DT_F32},
     };
-    for (size_t i = 0; i < COUNT_OF(cases); i++) check_case(*state, &cases[i]);
+    check_cases(*state, cases, COUNT_OF(cases));
 }
 
 static void test_bands(void **state) {
     static const Case cases[] = {
-        {"flux", "", KL_DIFFUSERS, "cpu", 5, 2e-5, DT_F32},
-        {"sd", "", KL_DIFFUSERS, "cpu", 3, 2e-5, DT_F32},
-        {"plain", "", KL_DIFFUSERS, "cpu", 7, 2e-5, DT_F32},
+        {"flux", "", KL_DIFFUSERS, false, 5, 2e-5, DT_F32},
+        {"sd", "", KL_DIFFUSERS, false, 3, 2e-5, DT_F32},
+        {"plain", "", KL_DIFFUSERS, false, 7, 2e-5, DT_F32},
     };
-    for (size_t i = 0; i < COUNT_OF(cases); i++) check_case(*state, &cases[i]);
+    check_cases(*state, cases, COUNT_OF(cases));
 }
 
 // The names that the original files have, independent of how kl_names makes them.
@@ -260,7 +268,8 @@ static void add_layers(void *mem, BindWant **v, int *n, const char *prefix, cons
     }
 }
 
-static void check_tiny(const State *s, void *mem, const Vae *vae, const char *name, int w, int h, int bands) {
+static void check_tiny_on(Device *dev, const State *s, void *mem, const Vae *vae, const char *name,
+                          int w, int h, int bands) {
     Error err = {0};
     VaeInfo info = vae_info(vae);
     Case c = {.bands = bands, .compute = DT_F32};
@@ -268,15 +277,21 @@ static void check_tiny(const State *s, void *mem, const Vae *vae, const char *na
     size_t pixels = 3 * (size_t)h * (size_t)w * (size_t)info.factor * (size_t)info.factor;
     float *z = inputs(mem, mem_printf(mem, "%s.latents", name), n, -4, 4);
     float *out = MEM_ARRAY(mem, float, pixels);
-    VaeRun *run = plan(mem, s->cpu, vae, VAE_DECODE, w * info.factor, h * info.factor, &c);
+    VaeRun *run = plan(mem, dev, vae, VAE_DECODE, w * info.factor, h * info.factor, &c);
     CHECK(vae_decode(run, z, out, NULL, &err));
     vae_run_free(run);
     assert_true(relative(out, golden(s, mem, mem_printf(mem, "%s.decoded", name), NULL), pixels) < 2e-5);
     float *picture = inputs(mem, mem_printf(mem, "%s.picture", name), pixels, -1, 1);
-    run = plan(mem, s->cpu, vae, VAE_ENCODE, w * info.factor, h * info.factor, &c);
+    run = plan(mem, dev, vae, VAE_ENCODE, w * info.factor, h * info.factor, &c);
     CHECK(vae_encode(run, picture, NULL, z, NULL, &err));
     vae_run_free(run);
     assert_true(relative(z, golden(s, mem, mem_printf(mem, "%s.latents", name), NULL), n) < 2e-5);
+}
+
+static void check_tiny(const State *s, void *mem, const Vae *vae, const char *name, int w, int h,
+                       int bands) {
+    check_tiny_on(s->cpu, s, mem, vae, name, w, h, bands);
+    if (s->vulkan) check_tiny_on(s->vulkan, s, mem, vae, name, w, h, bands);
 }
 
 static void test_tiny(void **state) {
@@ -462,6 +477,9 @@ static int set_up(void **state) {
     State *s = MEM_NEW(NULL, State);
     s->cpu = dev_open(s, "cpu", &(DeviceOptions){0}, &err);
     s->ref = dev_open(s, "ref", &(DeviceOptions){0}, &err);
+    s->vulkan = dev_open(s, "vulkan", &(DeviceOptions){0}, &err);
+    if (!s->vulkan) print_message("SKIP: on Vulkan: %s\n", err.text);
+    err = (Error){0};
     s->golden = st_open(s, GOLDEN, &err);
     if (!s->cpu || !s->ref || !s->golden) err_print(&err, stderr);
     *state = s;
@@ -473,6 +491,7 @@ static int tear_down(void **state) {
     st_close(s->golden);
     dev_close(s->cpu);
     dev_close(s->ref);
+    dev_close(s->vulkan);
     mem_free(s);
     return 0;
 }
