@@ -437,11 +437,12 @@ static bool run_t5(FluxJob *j, Error *err) {
 static bool write_features(const FluxJob *j, const FluxSchedule *s, Error *err) {
     float *features = MEM_ARRAY(NULL, float, j->shape.steps * FLUX_FEATURES), guidance[FLUX_FEATURES];
     for (int i = 0; i < j->shape.steps; i++)
-        flux_features(flow_timestep(j->schedule->time[i]) / 1000.0, features + i * FLUX_FEATURES);
+        timestep_features(flow_timestep(j->schedule->time[i]) / 1000.0, FLUX_FEATURES,
+                          features + i * FLUX_FEATURES);
     bool ok = param_write(s->features, DT_F32, features, err);
     mem_free(features);
     if (!ok || !s->guidance) return ok;
-    flux_features(j->r->guidance, guidance);
+    timestep_features(j->r->guidance, FLUX_FEATURES, guidance);
     return param_write(s->guidance, DT_F32, guidance, err);
 }
 

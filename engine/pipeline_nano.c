@@ -73,7 +73,7 @@ static bool part_velocity(void *user, double t, const float *x, float *v, Error 
                          : part->guided && r < 2 * part->count ? (size_t)(r - part->count) : 0;
         memcpy(s->host_x + (size_t)r * n, x + picture * n, row_bytes);
     }
-    nano_features(t, s->host_features);
+    timestep_features(t, NANO_FEATURES, s->host_features);
     for (int r = 1; r < s->rows; r++)
         memcpy(s->host_features + r * NANO_FEATURES, s->host_features,
                NANO_FEATURES * sizeof(float));

@@ -180,7 +180,7 @@ void trainer_fill(TrainerBatch *b, int row, size_t n, const float *image, const 
         x_t[i] = a * noise[i] + c * image[i];
         target[i] = image[i] - noise[i];
     }
-    nano_features(t, b->features + (size_t)row * NANO_FEATURES);
+    timestep_features(t, NANO_FEATURES, b->features + (size_t)row * NANO_FEATURES);
     b->labels[row] = label;
 }
 

@@ -1,7 +1,6 @@
 // flux.c: configuration, weights and host-side inputs of FLUX.1. See flux.h.
 #include "models/flux_impl.h"
 
-#include <math.h>
 
 #include "engine/json.h"
 
@@ -285,15 +284,6 @@ bool flux_preset(const char *name, int divisor, FluxConfig *out) {
 }
 
 // ---- inputs made by the host ------------------------------------------------------------------
-
-void flux_features(double t, float out[FLUX_FEATURES]) {
-    const int half = FLUX_FEATURES / 2;
-    for (int i = 0; i < half; i++) {
-        double angle = 1000.0 * t * exp(-log(10000.0) * i / half);
-        out[i] = (float)cos(angle);
-        out[half + i] = (float)sin(angle);
-    }
-}
 
 void flux_rope(const FluxConfig *c, int text, int rows, int columns, float *out) {
     RopeAxis axis[FLUX_AXES];

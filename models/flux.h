@@ -25,6 +25,7 @@
 
 #include "engine/rope.h"
 #include "engine/stack.h"
+#include "models/timestep.h"
 
 enum { FLUX_FEATURES = 256, FLUX_AXES = 3 };
 
@@ -80,9 +81,6 @@ WeightTensor *flux_tensors(void *parent, const FluxConfig *c, DType matrices, in
 
 // ---- inputs made by the host --------------------------------------------------------------------
 
-// Features of a number (timestep t in 0..1, or the guidance scale): cos(1000 t f_i), then sin,
-// f_i = 10000^(-i/128).
-void flux_features(double t, float out[FLUX_FEATURES]);
 // Positions of `text` text tokens (0, 0, 0), then of rows x columns image tokens (0, row, column).
 // out [text + rows * columns, head_dim / 2, 2].
 void flux_rope(const FluxConfig *c, int text, int rows, int columns, float *out);
@@ -105,8 +103,8 @@ typedef struct FluxSchedule {
     StackSpec spec; // for stack_new
     Store *state;   // owned
     // To be written before the pass (f32):
-    Param *features;  // [S, 256] flux_features(t of the step)
-    Param *guidance;  // [1, 256] flux_features(guidance scale); NULL where the model has none
+    Param *features;  // [S, 256] timestep_features(t of the step)
+    Param *guidance;  // [1, 256] timestep_features(guidance); NULL where the model has none
     Param *pooled;    // [P, pooled_dim] CLIP's pooled text
     Param *text;      // [P, Tt, J] T5's states
     // Results (f32):

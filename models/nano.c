@@ -306,15 +306,6 @@ bool nano_load(NanoModel *m, Store *store, const StFile *file, Error *err) {
     return ok;
 }
 
-void nano_features(double t, float out[NANO_FEATURES]) {
-    const int half = NANO_FEATURES / 2;
-    for (int i = 0; i < half; i++) {
-        double angle = 1000.0 * t * exp(-log(10000.0) * i / half);
-        out[i] = (float)cos(angle);
-        out[half + i] = (float)sin(angle);
-    }
-}
-
 // ---- forward ----------------------------------------------------------------------------------
 
 // What a pass needs beside the tensors.

@@ -11,6 +11,7 @@
 #include "engine/json.h"
 #include "engine/rng.h"
 #include "engine/safetensors.h"
+#include "models/timestep.h"
 
 enum { NANO_FEATURES = 256, NANO_CHANNELS = 3 };
 
@@ -61,13 +62,10 @@ StWant *nano_wants(void *parent, const NanoConfig *config, int *count);
 bool nano_init(NanoModel *m, uint64_t seed, Error *err); // the published initialisation
 bool nano_load(NanoModel *m, Store *store, const StFile *file, Error *err);
 
-// Records the forward pass. x [B, 3, S, S], features [B, 256] (nano_features), labels [B] i32;
+// Records the forward pass. x [B, 3, S, S], features [B, 256] (timestep.h), labels [B] i32;
 // returns the velocity [B, 3, S, S] f32. `compute` (f32, f16, bf16) is the type of GEMM operands
 // and of activations inside blocks; the residual stream and the conditioning stay f32.
 Tensor *nano_forward(const NanoModel *m, Graph *g, Tensor *x, Tensor *features, Tensor *labels,
                      DType compute);
-
-// Timestep features of t in 0..1: cos(1000 t f_i), then sin, f_i = 10000^(-i/128). Width 256.
-void nano_features(double t, float out[NANO_FEATURES]);
 
 #endif

@@ -47,7 +47,7 @@ static Inputs inputs_new(void *mem, uint64_t seed) {
         in.target[i] = (float)(1.5 * case_uniform(conform_mix(seed + 2 * i + 1)));
     }
     for (int b = 0; b < BATCH; b++) {
-        nano_features(0.1 + 0.35 * b, in.features + b * NANO_FEATURES);
+        timestep_features(0.1 + 0.35 * b, NANO_FEATURES, in.features + b * NANO_FEATURES);
         in.labels[b] = b == 1 ? config.classes : (int32_t)(conform_mix(seed + (uint64_t)b) % 10);
     }
     return in;

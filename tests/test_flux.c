@@ -1,7 +1,6 @@
 // FLUX.1's transformer against diffusers (tests/golden/flux_*.safetensors): both stages, both
 // layouts, batches with a prompt each, streamed as resident; host-side inputs.
 #include "models/flux.h"
-#include "models/timestep.h"
 #include "tests/model_check.h"
 
 static const char *const cases[] = {"a", "b"};

@@ -90,7 +90,7 @@ static void check_features(Case *c) {
     float *t = values(c, "t", NULL), *want = values(c, "features", NULL);
     for (int i = 0; i < 3; i++) {
         float got[NANO_FEATURES];
-        nano_features(t[i], got);
+        timestep_features(t[i], NANO_FEATURES, got);
         assert_true(compare(got, want + i * NANO_FEATURES, NANO_FEATURES) < 1e-6);
     }
 }

@@ -1,0 +1,10 @@
+// timestep.h: sinusoidal features of a number (Vaswani et al. 2017; as in DiT and diffusers'
+// get_timestep_embedding with the cosine first).
+#ifndef KILN_MODELS_TIMESTEP_H
+#define KILN_MODELS_TIMESTEP_H
+
+// Features of t (a timestep in 0..1, or a guidance scale): cos(1000 t f_i), then sin(1000 t f_i),
+// f_i = 10000^(-i / (width / 2)). out [width], width even.
+void timestep_features(double t, int width, float *out);
+
+#endif
