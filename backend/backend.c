@@ -22,8 +22,10 @@ static bool may_name(const char *spec, const char *backend) {
 }
 
 // Looking at a backend costs time (Vulkan loads its drivers): only those that `spec` may name.
+// A backend without devices is news to those who named it, not to those who take what is there.
 static DeviceInfo *list_named(void *parent, const char *spec, int *count, const Log *log) {
     DeviceInfo *infos = MEM_ARRAY(parent, DeviceInfo, MAX_DEVICES * COUNT_OF(impls));
+    if (spec && !strcmp(spec, "auto") && log && log->level < LOG_DEBUG) log = NULL;
     *count = 0;
     for (size_t i = 0; i < COUNT_OF(impls); i++) {
         if (!may_name(spec, impls[i]->backend)) continue;
@@ -43,7 +45,8 @@ DeviceInfo *dev_list(void *parent, int *count, const Log *log) {
 
 // Which kind a general name prefers: discrete, integrated, then (where it may) software.
 static int kind_rank(DeviceKind kind) {
-    static const int rank[] = {[DEV_DISCRETE] = 0, [DEV_INTEGRATED] = 1, [DEV_CPU] = 2, [DEV_SOFTWARE] = 3};
+    static const int rank[] = {[DEV_DISCRETE] = 0, [DEV_INTEGRATED] = 1, [DEV_CPU] = 2,
+                               [DEV_SOFTWARE] = 3};
     return rank[kind];
 }
 
@@ -60,10 +63,10 @@ static int find_device(const DeviceInfo *infos, int count, const char *spec) {
     return best;
 }
 
-static bool err_no_device(const char *spec, const Log *log, Error *err) {
+static bool err_no_device(const char *spec, Error *err) {
     char names[256] = "";
     int count;
-    DeviceInfo *infos = dev_list(NULL, &count, log);
+    DeviceInfo *infos = dev_list(NULL, &count, NULL); // dev_open has told what is wrong
     for (int i = 0; i < count; i++) {
         size_t used = strlen(names);
         snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", infos[i].id);
@@ -81,7 +84,7 @@ Device *dev_open(void *parent, const char *spec, const DeviceOptions *options, E
     int chosen = find_device(infos, count, spec);
     if (chosen < 0) {
         mem_free(infos);
-        err_no_device(spec, options->log, err);
+        err_no_device(spec, err);
         return NULL;
     }
     Device *dev = MEM_NEW(parent, Device);
