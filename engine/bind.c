@@ -371,7 +371,9 @@ const void *bound_data(const BoundWeight *b, uint64_t offset, uint64_t *bytes) {
         int64_t stop = start + p->rows * inner;
         const uint8_t *mapped = weights_data(b->source, p->t);
         if (first >= start && first < stop && mapped && as_stored(b, p)) {
-            *bytes = dtype_bytes(b->dtype, (uint64_t)(MIN(end, stop) - first));
+            uint64_t there = dtype_bytes(b->dtype, (uint64_t)(MIN(end, stop) - first));
+            if (there % bound_row_bytes(b)) return NULL; // a row of several pieces: to be put together
+            *bytes = there;
             return mapped + dtype_bytes(b->dtype, (uint64_t)(p->row * inner + first - start));
         }
         start = stop;
