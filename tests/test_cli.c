@@ -1,187 +1,15 @@
 // test_cli.c: the `kiln` command as scripts see it: exit statuses, usage errors, JSON, files
 // that are written whole or not at all, interrupts. Runs the program named by KILN
 // (build/kiln by default).
-#define _GNU_SOURCE
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
+#include "tests/cli.h"
 
-#include "backend/os.h"
-#include "engine/image.h"
-#include "engine/json.h"
 #include "engine/npy.h"
-#include "tests/scratch.h"
 
-#include <fcntl.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-enum { MAX_ARGS = 40, SIDE = 16, CLASSES = 3, PER_CLASS = 6 };
+enum { SIDE = 16, CLASSES = 3, PER_CLASS = 6 };
 static const char *const class_names[CLASSES] = {"blue", "green", "red"};
 
-typedef struct World {
-    char *program, *dir; // a folder of our own
-    char *data, *model;
-} World;
+typedef struct World { char *data, *model; } World;
 static World *world;
-
-// ---- running the program ----------------------------------------------------------------------
-
-typedef struct Result {
-    int status;       // exit status; -1: ended by a signal
-    char *out, *err;  // below the scope given
-} Result;
-
-typedef struct Spawn {
-    const char *stdout_to;   // NULL: a file that is read back
-    const char *env[4];      // "NAME=value" set for the child
-    long file_limit;         // bytes per file; 0: none
-    int stderr_fd;           // 0: a file that is read back
-    bool close_stdout;       // standard output is a pipe that nobody reads
-} Spawn;
-
-static char *at(const char *name) { return os_path_join(world, world->dir, name); }
-
-static char *slurp(void *scope, const char *path) {
-    size_t n;
-    uint8_t *bytes = os_read_file(scope, path, (size_t)1 << 26, &n, NULL);
-    return bytes ? (char *)bytes : mem_strdup(scope, "");
-}
-
-static void child(const Spawn *s, char **argv, const char *out, const char *err) {
-    int pipe_ends[2], o = open(s->stdout_to ? s->stdout_to : out, O_WRONLY | O_CREAT | O_TRUNC,
-                               0600);
-    int e = s->stderr_fd ? s->stderr_fd : open(err, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    if (s->close_stdout && pipe(pipe_ends) == 0) {
-        close(pipe_ends[0]);
-        o = pipe_ends[1];
-    }
-    int nothing = open("/dev/null", O_RDONLY);
-    if (o < 0 || e < 0 || dup2(nothing, 0) < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(99);
-    for (int i = 0; i < 4 && s->env[i]; i++) putenv((char *)(uintptr_t)s->env[i]);
-    if (s->file_limit)
-        setrlimit(RLIMIT_FSIZE, &(struct rlimit){(rlim_t)s->file_limit, (rlim_t)s->file_limit});
-    execv(argv[0], argv);
-    _exit(98);
-}
-
-static pid_t start(const Spawn *s, char **argv, const char *out, const char *err) {
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) child(s, argv, out, err);
-    return pid;
-}
-
-static int finish(pid_t pid) {
-    int status;
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-// Words of `line` are separated by blanks; '' is an empty word.
-static char **words(void *scope, const char *line) {
-    char **argv = MEM_ARRAY(scope, char *, MAX_ARGS + 1);
-    int n = 0;
-    argv[n++] = world->program;
-    char *copy = mem_strdup(scope, line), *save = NULL;
-    for (char *w = strtok_r(copy, " ", &save); w; w = strtok_r(NULL, " ", &save)) {
-        assert_true(n < MAX_ARGS);
-        argv[n++] = strcmp(w, "''") == 0 ? mem_strdup(scope, "") : w;
-    }
-    return argv;
-}
-
-static Result run_with(void *scope, const Spawn *s, const char *line) {
-    char *out = at("stdout"), *err = at("stderr");
-    unlink(out), unlink(err);
-    Result r = {.status = finish(start(s, words(scope, line), out, err))};
-    r.out = slurp(scope, out);
-    r.err = slurp(scope, err);
-    mem_free(out), mem_free(err);
-    return r;
-}
-
-static Result kiln(void *scope, const char *format, ...) {
-    char line[2000];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(line, sizeof line, format, args);
-    va_end(args);
-    return run_with(scope, &(Spawn){0}, line);
-}
-
-#define WANT_STATUS(r, wanted)                                                               \
-    do {                                                                                     \
-        Result result_ = (r);                                                                \
-        if (result_.status != (wanted)) print_message("stderr: %s\n", result_.err);         \
-        assert_int_equal(result_.status, wanted);                                            \
-    } while (0)
-#define WANT_TEXT(text, part)                                                                \
-    do {                                                                                     \
-        if (!strstr(text, part)) print_message("expected \"%s\" in: %s\n", part, text);     \
-        assert_non_null(strstr(text, part));                                                 \
-    } while (0)
-
-// One line that begins with "kiln: "; indented lines may follow.
-static void want_one_line(const Result *r) {
-    assert_memory_equal(r->err, "kiln: ", 6);
-    const char *next = strchr(r->err, '\n');
-    assert_non_null(next);
-    for (; next[1]; next = strchr(next + 1, '\n')) {
-        if (next[1] != ' ') print_message("expected one line: %s\n", r->err);
-        assert_int_equal(next[1], ' ');
-    }
-}
-
-static Json *json_of(const char *text) {
-    Error err = {0};
-    Json *json = json_parse(text, strlen(text), "stdout", &err);
-    if (!json) print_message("%s\nin: %s\n", err.text, text);
-    assert_non_null(json);
-    assert_true(json_is_object(json));
-    return json;
-}
-
-static double number(const Json *v, const char *outer, const char *name) {
-    const Json *found = json_get(outer ? json_get(v, outer) : v, name);
-    if (!json_is_number(found)) print_message("no number %s\n", name);
-    assert_true(json_is_number(found));
-    return json_number(found, -1);
-}
-
-static bool exists(const char *path) { return os_path_kind(path) != PATH_NONE; }
-
-// A fresh folder; a later count of its entries shows whether anything was left behind.
-static char *fresh(const char *name) {
-    char *path = at(name);
-    assert_true(os_make_dirs(path, NULL));
-    return path;
-}
-
-static int entries(const char *dir) {
-    char **names;
-    int n = -1;
-    void *scope = mem_new(NULL, 1);
-    assert_true(os_list(scope, dir, &names, &n, NULL));
-    mem_free(scope);
-    return n;
-}
-
-static uint64_t pixels(const char *path) {
-    Error err = {0};
-    Image *image = image_load(NULL, path, &err);
-    if (!image) print_message("%s\n", err.text);
-    assert_non_null(image);
-    uint64_t hash = hash_bytes((uint64_t)image->width, image->rgb,
-                               (size_t)image->width * (size_t)image->height * 3);
-    mem_free(image);
-    return hash;
-}
 
 // ---- set-up: pictures of three colours, and a tiny model trained on them ----------------------
 
@@ -206,21 +34,10 @@ static void make_pictures(void) {
 
 static int set_up(void **state) {
     (void)state;
-    world = MEM_NEW(NULL, World);
-    const char *program = os_env("KILN");
-    world->program = mem_strdup(world, program ? program : "build/kiln");
-    if (os_path_kind(world->program) != PATH_FILE) {
-        print_message("%s: expected the program there\n", world->program);
-        return 1;
-    }
-    world->dir = scratch_new(world);
+    if (!cli_open()) return 1;
+    world = MEM_NEW(cli, World);
     world->data = at("data");
     world->model = at("model");
-    unsetenv("KILN_MODELS");
-    setenv("KILN_DEVICE", "cpu", 1);
-    setenv("KILN_CACHE", at("cache"), 1);
-    unsetenv("NO_COLOR");
-    setenv("OMP_WAIT_POLICY", "passive", 1); // tests share their cores
     make_pictures();
     void *scope = mem_new(NULL, 1);
     Result r = kiln(scope, "train nano --data %s --out %s --limit-steps 2 " TINY, world->data,
@@ -232,8 +49,7 @@ static int set_up(void **state) {
 
 static int tear_down(void **state) {
     (void)state;
-    scratch_remove(world->dir);
-    mem_free(world);
+    cli_close();
     return 0;
 }
 
@@ -612,7 +428,7 @@ static void test_bad_requests(void **state) {
     WANT_STATUS(r, 1);
     want_one_line(&r);
     WANT_TEXT(r.err, "cut.safetensors");
-    WANT_STATUS(kiln(scope, "generate -m %s/stderr -o %s/x.png", world->dir, dir), 1);
+    WANT_STATUS(kiln(scope, "generate -m %s/stderr -o %s/x.png", cli->dir, dir), 1);
     r = kiln(scope, "generate -m %s/checkpoint-2.safetensors -o %s/x.png", m, dir);
     WANT_STATUS(r, 1);
     want_one_line(&r);
@@ -639,7 +455,7 @@ static void test_bad_requests(void **state) {
 static void test_model_lookup(void **state) {
     (void)state;
     void *scope = mem_new(NULL, 1);
-    char *env = mem_printf(scope, "KILN_MODELS=%s", world->dir), *out = at("lookup.png");
+    char *env = mem_printf(scope, "KILN_MODELS=%s", cli->dir), *out = at("lookup.png");
     Spawn s = {.env = {env}};
     WANT_STATUS(run_with(scope, &s, mem_printf(scope,
                                                "generate -m model --class red --steps 1 -q -o %s",
@@ -691,24 +507,6 @@ static void test_outputs_fail(void **state) {
 }
 
 // ---- interrupts -------------------------------------------------------------------------------
-
-static size_t file_size(const char *path) {
-    struct stat info;
-    return stat(path, &info) == 0 ? (size_t)info.st_size : 0;
-}
-
-// Starts the line, waits until the file `ready` is larger than `size` bytes, so that the work is
-// under way, sends the signal, returns the status.
-static int interrupted(void *scope, const char *line, const char *ready, size_t size, int number) {
-    char *out = at("stdout"), *err = at("stderr");
-    unlink(out), unlink(err);
-    pid_t pid = start(&(Spawn){0}, words(scope, line), out, err);
-    for (int i = 0; i < 2400 && file_size(ready) <= size; i++) os_sleep(0.05);
-    kill(pid, number);
-    int status = finish(pid);
-    if (status != 130) print_message("stderr: %s\n", slurp(scope, err));
-    return status;
-}
 
 static void test_interrupt(void **state) {
     (void)state;
@@ -840,7 +638,7 @@ static void test_inspect_and_devices(void **state) {
     // What was planned is what a run takes.
     r = kiln(scope, "generate -m %s --class red -b 4 --steps 1 --grid -o %s/plan.png --json",
              world->model,
-             world->dir);
+             cli->dir);
     json = json_of(r.out);
     assert_true(number(json, "memory", "planned_bytes") == planned);
     json_free(json);
@@ -848,7 +646,7 @@ static void test_inspect_and_devices(void **state) {
     WANT_STATUS(r, 1);
     WANT_TEXT(r.err, "at least");
     json_free(json_of(r.out));
-    WANT_STATUS(kiln(scope, "inspect %s/data", world->dir), 1);
+    WANT_STATUS(kiln(scope, "inspect %s/data", cli->dir), 1);
 
     r = kiln(scope, "devices --json -v --device cpu");
     WANT_STATUS(r, 0);
@@ -869,30 +667,11 @@ static void test_inspect_and_devices(void **state) {
 
 // ---- the progress line ------------------------------------------------------------------------
 
-// Runs with standard error on a terminal, and gives what it received.
-static char *on_terminal(void *scope, const char *env, const char *line) {
-    int terminal = posix_openpt(O_RDWR | O_NOCTTY);
-    assert_true(terminal >= 0 && grantpt(terminal) == 0 && unlockpt(terminal) == 0);
-    int inner = open(ptsname(terminal), O_RDWR | O_NOCTTY);
-    assert_true(inner >= 0);
-    Spawn s = {.env = {env}, .stderr_fd = inner};
-    char *out = at("stdout");
-    pid_t pid = start(&s, words(scope, line), out, out);
-    close(inner);
-    char *text = mem_new(scope, 1 << 20);
-    size_t n = 0;
-    for (ssize_t got; n + 1 < 1 << 20 && (got = read(terminal, text + n, (1 << 20) - 1 - n)) > 0;)
-        n += (size_t)got;
-    assert_int_equal(finish(pid), 0);
-    close(terminal);
-    return text;
-}
-
 static void test_progress(void **state) {
     (void)state;
     void *scope = mem_new(NULL, 1);
     char *line = mem_printf(scope, "generate -m %s --class red --steps 300 -o %s/t.png",
-                            world->model, world->dir);
+                            world->model, cli->dir);
     char *text = on_terminal(scope, NULL, line);
     WANT_TEXT(text, "sampling");
     WANT_TEXT(text, "step 300/300 (100%)");
