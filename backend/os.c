@@ -57,27 +57,6 @@ static bool raw_rename(const char *from, const char *to, Error *err);
 static void raw_remove(const char *path);
 static void raw_remove_if_stale(const char *path);
 static char *raw_resolve(void *parent, const char *path);
-static bool raw_mkdir(const char *path, Error *err); // true when it is there afterwards
-
-bool os_make_dirs(const char *path, Error *err) {
-    char *part = mem_strdup(NULL, path);
-    bool ok = true;
-    size_t n = strlen(part);
-    while (n > 1 && os_is_separator(part[n - 1])) part[--n] = 0;
-    for (size_t i = 1; ok && i <= n; i++) {
-        if (i < n && !os_is_separator(part[i])) continue;
-        if (os_is_separator(part[i - 1]) || part[i - 1] == ':') continue; // "a//b", "C:\"
-        char kept = part[i];
-        part[i] = 0;
-        ok = raw_mkdir(part, err);
-        part[i] = kept;
-    }
-    if (ok && os_path_kind(path) != PATH_DIR)
-        ok = err_failed(err, "%s: expected a folder, found something else; choose another name",
-                        path);
-    mem_free(part);
-    return ok;
-}
 
 static int compare_names(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
@@ -177,11 +156,6 @@ void os_remove_stale(const char *dir) {
         for (int i = 0; i < count; i++)
             if (is_temp_name(names[i])) raw_remove_if_stale(os_path_join(scope, dir, names[i]));
     mem_free(scope);
-}
-
-const char *os_env(const char *name) {
-    const char *value = getenv(name);
-    return value && *value ? value : NULL;
 }
 
 // ---- reading a whole file: one loop over a system's read ----------------------------------------
@@ -303,6 +277,11 @@ PathKind os_path_kind(const char *path) {
     struct stat st;
     if (stat(path, &st) != 0) return PATH_NONE;
     return S_ISDIR(st.st_mode) ? PATH_DIR : PATH_FILE;
+}
+
+bool os_same_file(const char *a, const char *b) {
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
 bool os_list(void *parent, const char *path, char ***names, int *count, Error *err) {
@@ -443,7 +422,7 @@ static char *raw_resolve(void *parent, const char *path) {
     return copy;
 }
 
-static bool raw_mkdir(const char *path, Error *err) {
+bool os_make_dir(const char *path, Error *err) {
     if (mkdir(path, 0777) == 0 || errno == EEXIST) return true; // a file there: told by the caller
     if (os_path_kind(path) == PATH_DIR) return true; // read-only parents give EROFS first
     return fail_errno(err, path, "a folder that can be made", OTHER_PLACE);
@@ -742,6 +721,19 @@ PathKind os_path_kind(const char *path) {
     return kind & FILE_ATTRIBUTE_DIRECTORY ? PATH_DIR : PATH_FILE;
 }
 
+bool os_same_file(const char *a, const char *b) {
+    const char *path[2] = {a, b};
+    BY_HANDLE_FILE_INFORMATION x[2] = {{0}};
+    bool ok = true;
+    for (int i = 0; i < 2; i++) {
+        HANDLE f = open_file(path[i], 0, FILE_SHARE_READ | FILE_SHARE_WRITE, OPEN_EXISTING);
+        ok = f != INVALID_HANDLE_VALUE && GetFileInformationByHandle(f, &x[i]) && ok;
+        if (f != INVALID_HANDLE_VALUE) CloseHandle(f);
+    }
+    return ok && x[0].dwVolumeSerialNumber == x[1].dwVolumeSerialNumber &&
+           x[0].nFileIndexHigh == x[1].nFileIndexHigh && x[0].nFileIndexLow == x[1].nFileIndexLow;
+}
+
 bool os_list(void *parent, const char *path, char ***names, int *count, Error *err) {
     *names = NULL;
     *count = 0;
@@ -847,7 +839,7 @@ static void raw_remove_if_stale(const char *path) { raw_remove(path); } // fails
 
 static char *raw_resolve(void *parent, const char *path) { return mem_strdup(parent, path); }
 
-static bool raw_mkdir(const char *path, Error *err) {
+bool os_make_dir(const char *path, Error *err) {
     wchar_t *name = wide(NULL, path);
     bool ok = CreateDirectoryW(name, NULL) || GetLastError() == ERROR_ALREADY_EXISTS;
     if (!ok && os_path_kind(path) == PATH_DIR) ok = true;

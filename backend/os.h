@@ -14,6 +14,7 @@ uint8_t *os_read_file(void *parent, const char *path, size_t limit, size_t *size
 
 typedef enum { PATH_NONE, PATH_FILE, PATH_DIR } PathKind;
 PathKind os_path_kind(const char *path);
+bool os_same_file(const char *a, const char *b); // both there, and one file under whatever names
 // Names in a folder, without "." and "..", sorted by bytes (so every machine sees one order).
 bool os_list(void *parent, const char *path, char ***names, int *count, Error *err);
 bool os_is_separator(char c); // between the names of a path
@@ -33,6 +34,7 @@ bool out_seek(OutFile *out, uint64_t offset, Error *err);
 bool out_commit(OutFile *out, Error *err);
 void out_abort(OutFile *out); // NULL is allowed
 bool os_write_file(const char *path, const void *data, size_t n, Error *err); // the three at once
+bool os_make_dir(const char *path, Error *err); // one; true when something of that name is there
 bool os_make_dirs(const char *path, Error *err);
 bool os_remove(const char *path, Error *err);
 bool os_truncate(const char *path, uint64_t size, Error *err);
