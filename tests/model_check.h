@@ -5,7 +5,7 @@
 
 #include "engine/npy.h"
 #include "engine/stack.h"
-#include "tests/check.h"
+#include "tests/check_device.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -67,18 +67,6 @@ static inline Stack *stage_open(void *parent, Device *dev, const StackSpec *spec
     CHECK(s);
     CHECK(stack_prepare(s, &err));
     return s;
-}
-
-static const char *const check_devices[] = {"ref", "cpu", "vulkan"};
-
-// NULL, after a line that says so, where this machine has no such device.
-static inline Device *check_open(void *parent, const char *device) {
-    Error err = {0};
-    Device *dev = dev_open(parent, device, NULL, &err);
-    if (dev) return dev;
-    if (strcmp(device, "vulkan")) fail_msg("%s: %s", device, err.text);
-    print_message("SKIP: %s: %s\n", device, err.text);
-    return NULL;
 }
 
 #endif

@@ -1,6 +1,6 @@
 // Autoencoders against diffusers: tests/golden/vae.safetensors holds what diffusers makes of small
 // inputs; weights and inputs are computed from names, here as in tools/ref/make_vae_golden.py.
-#include "tests/check.h"
+#include "tests/check_device.h"
 
 #include "backend/os.h"
 #include "engine/image.h"
@@ -477,9 +477,7 @@ static int set_up(void **state) {
     State *s = MEM_NEW(NULL, State);
     s->cpu = dev_open(s, "cpu", &(DeviceOptions){0}, &err);
     s->ref = dev_open(s, "ref", &(DeviceOptions){0}, &err);
-    s->vulkan = dev_open(s, "vulkan", &(DeviceOptions){0}, &err);
-    if (!s->vulkan) print_message("SKIP: on Vulkan: %s\n", err.text);
-    err = (Error){0};
+    s->vulkan = check_open(s, "vulkan");
     s->golden = st_open(s, GOLDEN, &err);
     if (!s->cpu || !s->ref || !s->golden) err_print(&err, stderr);
     *state = s;
