@@ -93,7 +93,7 @@ FluxPipeline *flux_pipeline_open(void *parent, Device *dev, const ModelParts *pa
     }
     bool is_dev = p->model->config.guidance;
     p->info = (FluxInfo){
-        .architecture = "flux", .variant = is_dev ? "dev" : "schnell",
+        .architecture = "flux", .variant = flux_variant(&p->model->config),
         .channels = vae_info(p->vae).channels, .steps = is_dev ? DEV_STEPS : SCHNELL_STEPS,
         .t5_tokens = is_dev ? DEV_TEXT : SCHNELL_TEXT,
         .parameters = p->model->parameters + p->clip->parameters + p->t5->parameters +
@@ -437,12 +437,12 @@ static bool run_t5(FluxJob *j, Error *err) {
 static bool write_features(const FluxJob *j, const FluxSchedule *s, Error *err) {
     float *features = MEM_ARRAY(NULL, float, j->shape.steps * FLUX_FEATURES), guidance[FLUX_FEATURES];
     for (int i = 0; i < j->shape.steps; i++)
-        timestep_features(flow_timestep(j->schedule->time[i]) / 1000.0, FLUX_FEATURES,
-                          features + i * FLUX_FEATURES);
+        timestep_features_f32(flow_timestep(j->schedule->time[i]) / 1000.0, FLUX_FEATURES,
+                              features + i * FLUX_FEATURES);
     bool ok = param_write(s->features, DT_F32, features, err);
     mem_free(features);
     if (!ok || !s->guidance) return ok;
-    timestep_features(j->r->guidance, FLUX_FEATURES, guidance);
+    timestep_features_f32(j->r->guidance, FLUX_FEATURES, guidance);
     return param_write(s->guidance, DT_F32, guidance, err);
 }
 

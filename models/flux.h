@@ -71,10 +71,15 @@ bool flux_check_config(const FluxConfig *c, Error *err);
 BindWant *flux_wants(void *parent, const FluxConfig *c, int *count); // all, original names
 bool flux_is_schedule(const char *name); // does the schedule stage own this (original) name?
 extern const char *const flux_ignore[]; // tensors that files may hold unused (BindOptions.ignore)
+// What keeps its type where a packed one is asked for (BindOptions.keep), as city96's converter and
+// ComfyUI's scaled fp8 files have it: embedders and the final layer, 0.5 % of the weights.
+extern const char *const flux_keep[];
 
-// Synthetic models (--dummy): "flux-dev", "flux-schnell" at 1/divisor of the width (divisor 1, 2, 4,
-// 8, 16, 32; the depth stays). False: no such name or divisor.
-bool flux_preset(const char *name, int divisor, FluxConfig *out);
+// The published sizes (guidance: dev, else schnell) at 1/divisor of width and depth, rounded up to
+// whole heads of the real size and to one block of each kind. text_dim and pooled_dim stay: they are
+// the text encoders'.
+FluxConfig flux_preset(bool guidance, int divisor);
+const char *flux_variant(const FluxConfig *c); // "dev", "schnell"
 // What a file of it would hold (original names): for weights_synthetic and engine/dummy.h. Matrices
 // in `matrices` (f16 where a row is not whole blocks), biases and norms in f32.
 WeightTensor *flux_tensors(void *parent, const FluxConfig *c, DType matrices, int *count);
@@ -103,8 +108,8 @@ typedef struct FluxSchedule {
     StackSpec spec; // for stack_new
     Store *state;   // owned
     // To be written before the pass (f32):
-    Param *features;  // [S, 256] timestep_features(t of the step)
-    Param *guidance;  // [1, 256] timestep_features(guidance); NULL where the model has none
+    Param *features;  // [S, 256] timestep_features_f32(t of the step)
+    Param *guidance;  // [1, 256] ..._f32(guidance); NULL where the model has none
     Param *pooled;    // [P, pooled_dim] CLIP's pooled text
     Param *text;      // [P, Tt, J] T5's states
     // Results (f32):

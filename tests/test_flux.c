@@ -41,8 +41,8 @@ static FluxConditions *run_schedule(const Case *c, const FluxModel *m, DType com
     float *times = golden(c->scope, c->w, "want.flux.times", NULL);
     float *features = MEM_ARRAY(c->scope, float, c->steps * FLUX_FEATURES), guidance[FLUX_FEATURES];
     for (int i = 0; i < c->steps; i++)
-        timestep_features(times[i], FLUX_FEATURES, features + i * FLUX_FEATURES);
-    timestep_features(3.5, FLUX_FEATURES, guidance);
+        timestep_features_f32(times[i], FLUX_FEATURES, features + i * FLUX_FEATURES);
+    timestep_features_f32(3.5, FLUX_FEATURES, guidance);
     CHECK(param_write(s->features, DT_F32, features, &err));
     if (s->guidance) CHECK(param_write(s->guidance, DT_F32, guidance, &err));
     CHECK(param_write(s->pooled, DT_F32, golden(c->scope, c->w, "want.flux.pooled", NULL), &err));
@@ -202,7 +202,7 @@ static void configurations_are_found_and_checked(void **state) {
     err = (Error){0};
     assert_null(flux_open(c.scope, weights_part(c.scope, c.w, "t5."), NULL, DT_COUNT, &err));
     assert_non_null(strstr(err.text, "expected the transformer of FLUX.1"));
-    assert_true(flux_preset("flux-dev", 1, &full));
+    full = flux_preset(true, 1);
     int count;
     WeightTensor *t = flux_tensors(c.scope, &full, DT_F8_E4M3, &count);
     uint64_t n = 0, schedule = 0;
@@ -214,13 +214,12 @@ static void configurations_are_found_and_checked(void **state) {
     print_message("  flux-dev: %.2f of %.2f billion weights in the schedule stage\n",
                   (double)schedule / 1e9, (double)n / 1e9);
     assert_true(schedule > 3200000000u && schedule < 3300000000u);
-    for (int divisor = 1; divisor <= 32; divisor *= 2) {
-        err = (Error){0};
-        assert_true(flux_preset("flux-schnell", divisor, &full));
+    for (int divisor = 1; divisor <= 64; divisor++) {
+        full = flux_preset(false, divisor);
         CHECK(flux_check_config(&full, &err));
+        assert_int_equal(full.head_dim, 128); // whole heads of the real size
+        assert_true(full.doubles >= 1 && full.singles >= full.doubles);
     }
-    assert_false(flux_preset("flux-dev", 7, &full));
-    assert_false(flux_preset("flux-pro", 1, &full));
     case_close(&c);
 }
 
