@@ -39,42 +39,6 @@ bool pipeline_dummy_divisor(const char *text, int *divisor, Error *err) {
                    PIPELINE_DUMMY_MAX_DIVISOR, text);
 }
 
-// ---- the real models, smaller ---------------------------------------------------------------------
-
-static int part(int n, int divisor) { return (n + divisor - 1) / divisor; }
-
-static ClipConfig clip_of(int divisor) {
-    int heads = part(12, divisor);
-    return (ClipConfig){.vocab = 49408, .positions = 77, .dim = 64 * heads, .heads = heads,
-                        .layers = part(12, divisor), .ff = 256 * heads, .act = ACT_QUICK_GELU, .eos = 2,
-                        .eps = 1e-5f};
-}
-
-static T5Config t5_of(int divisor) {
-    int heads = part(64, divisor);
-    return (T5Config){.vocab = 32128, .dim = 64 * heads, .heads = heads, .head_dim = 64,
-                      .layers = part(24, divisor), .ff = 160 * heads, .gated = true, .act = ACT_GELU,
-                      .buckets = 32, .max_distance = 128, .eps = 1e-6f};
-}
-
-static FluxConfig flux_of(int divisor, bool guidance) {
-    int heads = part(24, divisor), dim = 128 * heads;
-    return (FluxConfig){.in_channels = 64, .out_channels = 64, .heads = heads, .head_dim = 128, .dim = dim,
-                        .mlp = 4 * dim, .doubles = part(19, divisor), .singles = part(38, divisor),
-                        .text_dim = t5_of(divisor).dim, .pooled_dim = clip_of(divisor).dim,
-                        .guidance = guidance, .axes = {16, 56, 56}, .theta = 10000};
-}
-
-static KlConfig vae_of(int divisor) {
-    enum { GROUPS = 32 };
-    KlConfig c = {.names = KL_DIFFUSERS, .encoder = true, .decoder = true, .attention = true,
-                  .channels = 16, .levels = 4, .layers = 2, .groups = GROUPS, .scale = 0.3611,
-                  .shift = 0.1159};
-    static const int widths[] = {128, 256, 512, 512};
-    for (int i = 0; i < c.levels; i++) c.width[i] = part(part(widths[i], divisor), GROUPS) * GROUPS;
-    return c;
-}
-
 // ---- as parts -------------------------------------------------------------------------------------
 
 typedef struct Dummy {
@@ -98,10 +62,11 @@ ModelParts *pipeline_dummy_open(void *parent, const char *name, int divisor, DTy
     d->parts = (ModelParts){.path = mem_printf(d, "dummy %s", name), .architecture = "flux",
                             .close = dummy_close};
     if (type == DT_COUNT) type = DT_BF16;
-    FluxConfig flux = flux_of(divisor, dummies[MAX(find(name), 0)].guidance);
-    ClipConfig clip = clip_of(divisor);
-    T5Config t5 = t5_of(divisor);
-    KlConfig vae = vae_of(divisor);
+    ClipConfig clip = clip_preset(divisor);
+    T5Config t5 = t5_preset(divisor);
+    KlConfig vae = kl_preset(divisor);
+    FluxConfig flux = flux_preset(dummies[MAX(find(name), 0)].guidance, divisor);
+    flux.text_dim = t5_width(&t5), flux.pooled_dim = clip.dim;
     int n, encoder;
     const BindWant *wants = flux_wants(d, &flux, &n);
     add(d, PART_TRANSFORMER, "dummy transformer", wants, n, type);

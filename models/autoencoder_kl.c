@@ -2,6 +2,7 @@
 #include "models/autoencoder_kl.h"
 
 #include "engine/json.h"
+#include "models/names.h"
 
 #include <ctype.h>
 #include <math.h>
@@ -218,6 +219,15 @@ bool kl_config(const Weights *w, const char *config_json, KlConfig *c, Error *er
 }
 
 int kl_factor(const KlConfig *c) { return 1 << (c->levels - 1); }
+
+KlConfig kl_preset(int divisor) {
+    static const int widths[] = {128, 256, 512, 512};
+    KlConfig c = {.names = KL_DIFFUSERS, .encoder = true, .decoder = true, .attention = true,
+                  .channels = 16, .levels = COUNT_OF(widths), .layers = 2, .groups = 32,
+                  .scale = 0.3611, .shift = 0.1159};
+    for (int i = 0; i < c.levels; i++) c.width[i] = scaled_down(widths[i] / c.groups, divisor) * c.groups;
+    return c;
+}
 
 // ---- the model, walked for its wants or its graph ---------------------------------------------
 

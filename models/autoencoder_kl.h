@@ -34,6 +34,8 @@ bool kl_found(const Weights *w, const char *prefix);
 // text of config.json or the defaults of vae.h.
 bool kl_config(const Weights *w, const char *config_json, KlConfig *out, Error *err);
 int kl_factor(const KlConfig *c); // pixels per latent and side
+// FLUX.1's, 1/divisor as wide, rounded up to one channel per norm group.
+KlConfig kl_preset(int divisor);
 
 // What a file must hold, the encoder's first: *count wants below `parent`, *encoder of them the
 // encoder's.

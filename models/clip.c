@@ -180,12 +180,11 @@ ClipModel *clip_open(void *parent, const Weights *w, const char *config_json, Er
     return m;
 }
 
-bool clip_preset(int divisor, ClipConfig *out) {
-    if (divisor < 1 || divisor > 32 || (divisor & (divisor - 1))) return false;
-    int dim = 768 / divisor;
-    *out = (ClipConfig){.vocab = 49408, .positions = 77, .dim = dim, .heads = 12, .layers = 12,
-                        .ff = 4 * dim, .act = ACT_QUICK_GELU, .eos = 2, .eps = 1e-5f};
-    return true;
+ClipConfig clip_preset(int divisor) {
+    int heads = scaled_down(12, divisor);
+    return (ClipConfig){.vocab = 49408, .positions = 77, .dim = 64 * heads, .heads = heads,
+                        .layers = scaled_down(12, divisor), .ff = 256 * heads, .act = ACT_QUICK_GELU,
+                        .eos = 2, .eps = 1e-5f};
 }
 
 // ---- recording --------------------------------------------------------------------------------

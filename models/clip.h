@@ -42,8 +42,8 @@ bool clip_check_config(const ClipConfig *c, Error *err);
 BindWant *clip_wants(void *parent, const ClipConfig *c, int *count);
 extern const char *const clip_ignore[];
 
-// --dummy: CLIP-L at 1/divisor of the width (1, 2, 4, 8, 16, 32).
-bool clip_preset(int divisor, ClipConfig *out);
+// CLIP-L at 1/divisor of width and depth, rounded up to whole heads of the real size.
+ClipConfig clip_preset(int divisor);
 WeightTensor *clip_tensors(void *parent, const ClipConfig *c, DType matrices, int *count);
 
 typedef struct ClipShape {

@@ -269,19 +269,15 @@ FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, DT
     return m;
 }
 
-bool flux_preset(const char *name, int divisor, FluxConfig *out) {
-    bool dev = !strcmp(name, "flux-dev");
-    if ((!dev && strcmp(name, "flux-schnell")) || divisor < 1 || divisor > 32 || (divisor & (divisor - 1)))
-        return false;
-    int dim = 3072 / divisor;
-    *out = (FluxConfig){.in_channels = 64, .out_channels = 64, .dim = dim, .mlp = 4 * dim,
-                        .head_dim = divisor == 1 ? 128 : divisor <= 4 ? 64 : 32,
-                        .doubles = 19, .singles = 38, .text_dim = 4096 / divisor,
-                        .pooled_dim = 768 / divisor, .guidance = dev, .theta = 10000};
-    out->heads = dim / out->head_dim;
-    axes_of(out);
-    return true;
+FluxConfig flux_preset(bool guidance, int divisor) {
+    int heads = scaled_down(24, divisor), dim = 128 * heads;
+    return (FluxConfig){.in_channels = 64, .out_channels = 64, .heads = heads, .head_dim = 128, .dim = dim,
+                        .mlp = 4 * dim, .doubles = scaled_down(19, divisor),
+                        .singles = scaled_down(38, divisor), .text_dim = 4096, .pooled_dim = 768,
+                        .guidance = guidance, .axes = {16, 56, 56}, .theta = 10000};
 }
+
+const char *flux_variant(const FluxConfig *c) { return c->guidance ? "dev" : "schnell"; }
 
 // ---- inputs made by the host ------------------------------------------------------------------
 

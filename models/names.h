@@ -27,6 +27,9 @@ int names_translate(void *user, const char *name, const char **out, void *scratc
 const NameLayout *names_detect(void *parent, const Weights *w, const NameLayout *layouts, int count,
                                const char **prefix);
 
+// Of the published sizes of a model, 1/divisor: at least 1.
+static inline int scaled_down(int n, int divisor) { return (n + divisor - 1) / divisor; }
+
 // ---- tables of weights ------------------------------------------------------------------------
 
 // What a model wants, block by block: the same rows make the list for bind_weights, the tensors of

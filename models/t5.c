@@ -222,12 +222,11 @@ T5Model *t5_open(void *parent, const Weights *w, const char *config_json, DType 
     return m;
 }
 
-bool t5_preset(int divisor, T5Config *out) {
-    if (divisor < 1 || divisor > 32 || (divisor & (divisor - 1))) return false;
-    *out = (T5Config){.vocab = 32128, .dim = 4096 / divisor, .heads = 64 / divisor, .head_dim = 64,
-                      .layers = 24, .ff = 10240 / divisor, .gated = true, .act = ACT_GELU,
-                      .buckets = 32, .max_distance = 128, .eps = 1e-6f};
-    return true;
+T5Config t5_preset(int divisor) {
+    int heads = scaled_down(64, divisor);
+    return (T5Config){.vocab = 32128, .dim = 64 * heads, .heads = heads, .head_dim = 64,
+                      .layers = scaled_down(24, divisor), .ff = 160 * heads, .gated = true,
+                      .act = ACT_GELU, .buckets = 32, .max_distance = 128, .eps = 1e-6f};
 }
 
 // ---- recording --------------------------------------------------------------------------------

@@ -52,8 +52,8 @@ BindWant *t5_wants(void *parent, const T5Config *c, int *count);
 int t5_width(const T5Config *c); // of the states: the projection's, else D
 extern const char *const t5_ignore[];
 
-// --dummy: T5-XXL at 1/divisor (1, 2, 4, 8, 16, 32) of the width.
-bool t5_preset(int divisor, T5Config *out);
+// T5-XXL v1.1's encoder at 1/divisor of width and depth, rounded up to whole heads of the real size.
+T5Config t5_preset(int divisor);
 WeightTensor *t5_tensors(void *parent, const T5Config *c, DType matrices, int *count);
 
 typedef struct T5Shape {

@@ -22,21 +22,21 @@ static const char *schedule_name(int i) {
 #define V(f) FIELD(GenerateValues, f)
 
 static const Option options[] = {
-    {.name = "model", .letter = 'm', .kind = OPT_TEXT, V(model), .value = "PATH", .group = "model",
+    {.name = "model", .letter = 'm', .kind = OPT_TEXT, V(names.model), .value = "PATH", .group = "model",
      .help = "A diffusers folder, a single checkpoint (.safetensors, .gguf), or nano (the model that "
              "Kiln ships, found from any folder). A bare name is looked up in KILN_MODELS."},
-    {.name = "diffusion-model", .kind = OPT_TEXT, V(diffusion_model), .value = "FILE",
+    {.name = "diffusion-model", .kind = OPT_TEXT, V(names.diffusion_model), .value = "FILE",
      .help = "The transformer alone, in place of the model's; with --clip-l, --t5xxl and --vae no -m "
              "is needed."},
-    {.name = "clip-l", .kind = OPT_TEXT, V(clip_l), .value = "FILE", .help = "The CLIP-L text encoder."},
-    {.name = "t5xxl", .kind = OPT_TEXT, V(t5xxl), .value = "FILE", .help = "The T5-XXL text encoder."},
-    {.name = "vae", .kind = OPT_TEXT, V(vae), .value = "FILE", .help = "The autoencoder."},
-    {.name = "distill", .kind = OPT_MAYBE, V(distill), .value = "PATH",
+    {.name = "clip-l", .kind = OPT_TEXT, V(names.clip_l), .value = "FILE", .help = "The CLIP-L text encoder."},
+    {.name = "t5xxl", .kind = OPT_TEXT, V(names.t5xxl), .value = "FILE", .help = "The T5-XXL text encoder."},
+    {.name = "vae", .kind = OPT_TEXT, V(names.vae), .value = "FILE", .help = "The autoencoder."},
+    {.name = "distill", .kind = OPT_MAYBE, V(names.distill), .value = "PATH",
      .help = "A distilled T5-Base (with its projection to 4096) in place of T5-XXL."},
-    {.name = "dummy", .kind = OPT_MAYBE, V(dummy), .value = "NAME",
+    {.name = "dummy", .kind = OPT_MAYBE, V(names.dummy), .value = "NAME",
      .help = "The whole pipeline with synthetic weights, no files needed: flux-dev (when no name is "
              "given) or flux-schnell. The picture means nothing; time and memory do."},
-    {.name = "dummy-scale", .kind = OPT_TEXT, V(dummy_scale), .value = "1/N", .says = "1",
+    {.name = "dummy-scale", .kind = OPT_TEXT, V(names.dummy_scale), .value = "1/N", .says = "1",
      .help = "With --dummy: narrower and shallower by this, 1/1 to 1/64."},
     LATER("clip-g", "no model of this version has a second CLIP"),
     LATER("llm", "no model of this version has a language model"),
@@ -95,7 +95,7 @@ static const Option options[] = {
      .fallback = "torch",
      .help = "Whose random numbers: PyTorch's CPU generator, or its CUDA generator."},
     PRECISION_OPTION(GenerateValues),
-    {.name = "type", .kind = OPT_TEXT, V(type), .value = "TYPE", .says = "as in the file",
+    {.name = "type", .kind = OPT_TEXT, V(names.type), .value = "TYPE", .says = "as in the file",
      .help = "Type of the weights on the device: f32, f16, bf16, fp8 (fp8_e4m3), fp8_e5m2, q8_0, "
              "q4_0 and the other types of GGUF."},
     {.name = "vae-tiling", .kind = OPT_CHOICE, V(vae_tiling), .choices = "auto,on,off",
@@ -138,13 +138,8 @@ static bool refuse_given(const Cmd *cmd, const char *const *names, size_t n, con
     return true;
 }
 
-static bool check(const Cmd *cmd, const GenerateValues *v, bool parts, Error *err) {
-    if (!v->model && !parts)
-        return cmd_usage(cmd, err, "expected -m MODEL, found none; try -m nano");
-    if (v->model && v->dummy)
-        return cmd_usage(cmd, err, "--dummy: expected no -m beside it, found %.100s", v->model);
-    if (v->dummy_scale && !v->dummy)
-        return cmd_usage(cmd, err, "--dummy-scale: expected --dummy beside it, found none");
+static bool check(const Cmd *cmd, const GenerateValues *v, Error *err) {
+    if (!text_model_check(cmd, &v->names, "-m MODEL", err)) return false;
     if (cmd_given(cmd, "strength") && !v->init_img)
         return cmd_usage(cmd, err, "--strength: expected --init-img beside it, found none");
     const struct { const char *name, *path; } pictures[] = {{"output", v->output},
@@ -158,9 +153,8 @@ static bool check(const Cmd *cmd, const GenerateValues *v, bool parts, Error *er
 
 static bool run(Cmd *cmd, const void *values, Error *err) {
     const GenerateValues *v = values;
-    bool parts = v->dummy || v->diffusion_model || v->clip_l || v->t5xxl || v->vae || v->distill;
-    if (!check(cmd, v, parts, err)) return false;
-    bool text = parts || model_has_parts(v->model);
+    if (!check(cmd, v, err)) return false;
+    bool text = text_model_given(&v->names) || model_has_parts(v->names.model);
     if (text)
         return refuse_given(cmd, of_nano, COUNT_OF(of_nano), "a model that takes --prompt", err) &&
                generate_text(cmd, v, err);

@@ -9,24 +9,24 @@
 #define V(f) FIELD(InspectValues, f)
 
 static const Option options[] = {
-    {.name = "PATH", .kind = OPT_TEXT, V(path), .operand = true,
+    {.name = "PATH", .kind = OPT_TEXT, V(names.model), .operand = true,
      .help = "A weight file (.safetensors, .gguf, a PyTorch checkpoint), a diffusers folder, or nano "
              "(the shipped model)."},
     {.name = "tensors", .kind = OPT_FLAG, V(tensors), .group = "file",
      .help = "List every tensor: name, type, shape."},
-    {.name = "dummy", .kind = OPT_MAYBE, V(dummy), .value = "NAME", .group = "model",
+    {.name = "dummy", .kind = OPT_MAYBE, V(names.dummy), .value = "NAME", .group = "model",
      .help = "A model with synthetic weights in place of PATH: flux-dev (when no name is given) or "
              "flux-schnell."},
-    {.name = "dummy-scale", .kind = OPT_TEXT, V(dummy_scale), .value = "1/N", .says = "1",
+    {.name = "dummy-scale", .kind = OPT_TEXT, V(names.dummy_scale), .value = "1/N", .says = "1",
      .help = "With --dummy: narrower and shallower by this, 1/1 to 1/64."},
-    {.name = "diffusion-model", .kind = OPT_TEXT, V(diffusion_model), .value = "FILE",
+    {.name = "diffusion-model", .kind = OPT_TEXT, V(names.diffusion_model), .value = "FILE",
      .help = "Parts in files of their own, as `kiln generate` takes them."},
-    {.name = "clip-l", .kind = OPT_TEXT, V(clip_l), .value = "FILE", .help = "The CLIP-L text encoder."},
-    {.name = "t5xxl", .kind = OPT_TEXT, V(t5xxl), .value = "FILE", .help = "The T5-XXL text encoder."},
-    {.name = "vae", .kind = OPT_TEXT, V(vae), .value = "FILE", .help = "The autoencoder."},
-    {.name = "distill", .kind = OPT_MAYBE, V(distill), .value = "PATH",
+    {.name = "clip-l", .kind = OPT_TEXT, V(names.clip_l), .value = "FILE", .help = "The CLIP-L text encoder."},
+    {.name = "t5xxl", .kind = OPT_TEXT, V(names.t5xxl), .value = "FILE", .help = "The T5-XXL text encoder."},
+    {.name = "vae", .kind = OPT_TEXT, V(names.vae), .value = "FILE", .help = "The autoencoder."},
+    {.name = "distill", .kind = OPT_MAYBE, V(names.distill), .value = "PATH",
      .help = "A distilled T5-Base in place of T5-XXL; without PATH: which files are expected."},
-    {.name = "type", .kind = OPT_TEXT, V(type), .value = "TYPE", .group = "plan",
+    {.name = "type", .kind = OPT_TEXT, V(names.type), .value = "TYPE", .group = "plan",
      .says = "as in the file", .help = "Type of the weights on the device."},
     {.name = "plan", .kind = OPT_FLAG, V(plan),
      .help = "Plan a run without allocating anything, and show what it would take, stage by "
@@ -216,15 +216,10 @@ static bool check(const Cmd *cmd, const InspectValues *v, Error *err) {
     static const char *const of_plan[] = {"width", "height", "batch-count", "steps", "cfg-scale",
                                           "t5-tokens", "type", "vram", "device", "threads", "precision"};
     DType type;
-    if (!cmd_weight_type(v->type, &type, err)) return err_prefix(err, "inspect");
-    if (!v->path && !v->dummy && !v->diffusion_model && !v->clip_l && !v->t5xxl && !v->vae && !v->distill)
-        return cmd_usage(cmd, err, "expected PATH, found nothing; try `kiln help inspect`");
-    if (v->dummy && v->path)
-        return cmd_usage(cmd, err, "--dummy: expected no PATH beside it, found %.100s", v->path);
-    if (v->dummy_scale && !v->dummy)
-        return cmd_usage(cmd, err, "--dummy-scale: expected --dummy beside it, found none");
+    if (!cmd_weight_type(v->names.type, &type, err)) return err_prefix(err, "inspect");
+    if (!text_model_check(cmd, &v->names, "PATH", err)) return false;
     for (size_t i = 0; i < COUNT_OF(of_plan) && !v->plan; i++)
-        if (cmd_given(cmd, of_plan[i]) && !(v->dummy && i == 6))
+        if (cmd_given(cmd, of_plan[i]) && !(v->names.dummy && i == 6))
             return cmd_usage(cmd, err, "--%s: expected --plan beside it, found none", of_plan[i]);
     return true;
 }

@@ -5,20 +5,19 @@
 
 #include "tools/cmd.h"
 #include "tools/generate_output.h"
+#include "tools/text_model.h"
 
 enum { GENERATE_MAX_PICTURES = 10000, GENERATE_MAX_SIDE = 16384, GENERATE_COLUMNS = 8 };
 
 typedef struct GenerateValues {
     CommonOptions common;
-    const char *model, *diffusion_model, *clip_l, *t5xxl, *vae;
-    const char *distill, *dummy; // NULL: not given; "": without a value
-    const char *dummy_scale;
+    TextModelNames names;
     const char *prompt, *negative, *init_img;
     bool raw_prompt;
     OptList classes;
     int64_t width, height, batch, steps, t5_tokens;
     uint64_t seed;
-    const char *precision, *type, *vae_tiling, *sampler, *schedule, *rng;
+    const char *precision, *vae_tiling, *sampler, *schedule, *rng;
     const char *cfg_interval, *cfg_schedule;
     double cfg_scale, guidance, strength, threshold, shift;
     const char *output, *dump, *noise, *preview;

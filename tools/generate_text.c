@@ -73,7 +73,7 @@ static bool sampling_options(Cmd *cmd, const GenerateValues *v, FluxRequest *r, 
 
 static bool make_request(Cmd *cmd, const GenerateValues *v, TextJob *t, Error *err) {
     FluxRequest *r = &t->request;
-    if (!v->prompt && !v->dummy)
+    if (!v->prompt && !v->names.dummy)
         return cmd_usage(cmd, err, "expected -p PROMPT, found none");
     if (!read_prompt("prompt", t->job, v->prompt ? v->prompt : "", &r->prompt, &r->prompt_size, err) ||
         !read_prompt("negative-prompt", t->job, v->negative, &r->negative, &r->negative_size, err) ||
@@ -202,17 +202,9 @@ static bool print_result(const TextJob *t, const FluxPlan *plan, const char *mod
 bool generate_text(Cmd *cmd, const GenerateValues *v, Error *err) {
     TextJob t = {.job = job_new(cmd->mem), .cmd = cmd};
     generate_common(cmd, v, t.job);
-    const TextModelNames names = {
-        .paths = {.model = v->model,
-                  .part = {[PART_TRANSFORMER] = v->diffusion_model, [PART_CLIP_L] = v->clip_l,
-                           [PART_T5] = v->t5xxl, [PART_VAE] = v->vae},
-                  .distill = v->distill != NULL,
-                  .distill_path = v->distill && *v->distill ? v->distill : NULL},
-        .dummy = v->dummy, .dummy_scale = v->dummy_scale, .type = v->type, .precision = v->precision,
-    };
     TextModel model = {0};
     FluxPlan plan = {0};
-    bool ok = make_request(cmd, v, &t, err) && text_model_open(cmd, &names, &model, err);
+    bool ok = make_request(cmd, v, &t, err) && text_model_open(cmd, &v->names, v->precision, &model, err);
     t.dev = model.dev;
     if (ok) t.job->parameters.model = mem_strdup(t.job, model.parts->path);
     ok = ok && plan_job(v, model.pipeline, &t, err) && make(&t, model.pipeline, &plan, err);

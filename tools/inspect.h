@@ -7,8 +7,8 @@
 
 typedef struct InspectValues {
     CommonOptions common;
-    const char *path, *precision, *dummy, *dummy_scale, *type, *distill;
-    const char *diffusion_model, *clip_l, *t5xxl, *vae;
+    TextModelNames names; // model: PATH
+    const char *precision;
     int64_t width, height, batch, steps, t5_tokens;
     double cfg_scale;
     bool tensors, plan;

@@ -2,9 +2,9 @@
 #include "tools/inspect.h"
 
 #include "backend/os.h"
-#include "engine/pipeline_dummy.h"
 #include "engine/model_path.h"
 #include "engine/pipeline_nano.h"
+#include "models/flux.h"
 
 #include <inttypes.h>
 
@@ -46,6 +46,13 @@ int inspect_part_of(const Inspected *in, const Weights *w, const char *name) {
     return best;
 }
 
+// NULL: not known, for the transformer is not whole; planning and running say what it lacks.
+static const char *variant_of(const ModelPart *transformer) {
+    FluxConfig c;
+    Error ignored = {0};
+    return flux_config(transformer->weights, transformer->config, &c, &ignored) ? flux_variant(&c) : NULL;
+}
+
 static void found_model(Inspected *in, ModelParts *model) {
     static const char *const names[PART_COUNT] = {
         [PART_TRANSFORMER] = "transformer", [PART_CLIP_L] = "clip_l", [PART_T5] = "t5xxl", [PART_VAE] = "vae"};
@@ -54,10 +61,7 @@ static void found_model(Inspected *in, ModelParts *model) {
     in->architecture = model->architecture;
     for (int i = 0; i < PART_COUNT; i++)
         add_part(in, names[i], model->part[i].path, model->part[i].weights, "");
-    const Weights *w = model->part[PART_TRANSFORMER].weights;
-    bool guided = weights_find(w, "guidance_in.in_layer.weight") ||
-                  weights_find(w, "time_text_embed.guidance_embedder.linear_1.weight");
-    in->variant = guided ? "dev" : "schnell";
+    in->variant = variant_of(&model->part[PART_TRANSFORMER]);
 }
 
 // A training checkpoint holds the model, its averaged weights ("ema.") and AdamW's moments.
@@ -92,9 +96,7 @@ static void found_file(Inspected *in) {
     for (size_t i = 0; kind && i < COUNT_OF(alone); i++)
         if (!strcmp(alone[i].kind, kind)) name = alone[i].name;
     if (kind && !strcmp(kind, "flux"))
-        in->variant = weights_find(in->file, "guidance_in.in_layer.weight") ||
-                              weights_find(in->file, "model.diffusion_model.guidance_in.in_layer.weight")
-                          ? "dev" : "schnell";
+        in->variant = variant_of(&(ModelPart){.weights = in->file});
     add_part(in, name, in->path, in->file, "");
     for (size_t i = 0; i < COUNT_OF(inside); i++) {
         bool any = false;
@@ -111,38 +113,17 @@ static void found_file(Inspected *in) {
     }
 }
 
-static bool names_parts(const InspectValues *v) {
-    return v->diffusion_model || v->clip_l || v->t5xxl || v->vae || v->distill;
-}
-
 bool inspect_open(Cmd *cmd, const InspectValues *v, Inspected *in, Error *err) {
     *in = (Inspected){0};
     DType type;
-    if (v->dummy) {
-        const char *name = *v->dummy ? v->dummy : pipeline_dummy_name(0);
-        int divisor;
-        if (!cmd_weight_type(v->type, &type, err) || !pipeline_dummy_divisor(v->dummy_scale, &divisor, err) ||
-            !pipeline_dummy_check(name, err))
-            return err_prefix(err, "inspect");
-        ModelParts *model = pipeline_dummy_open(cmd->mem, name, divisor, type);
-        if (model) found_model(in, model);
-        count_tensors(in);
-        return model != NULL;
-    }
-    char *index = v->path ? os_path_join(cmd->mem, v->path, "model_index.json") : NULL;
-    bool folder = index && os_path_kind(index) == PATH_FILE;
-    if (folder || names_parts(v)) {
-        const ModelPaths paths = {
-            .model = v->path,
-            .part = {[PART_TRANSFORMER] = v->diffusion_model, [PART_CLIP_L] = v->clip_l,
-                     [PART_T5] = v->t5xxl, [PART_VAE] = v->vae},
-            .distill = v->distill, .distill_path = v->distill && *v->distill ? v->distill : NULL,
-        };
-        ModelParts *model = model_parts_open(cmd->mem, &paths, err);
+    const char *path = v->names.model;
+    char *index = path ? os_path_join(cmd->mem, path, "model_index.json") : NULL;
+    if ((index && os_path_kind(index) == PATH_FILE) || text_model_given(&v->names)) {
+        ModelParts *model = text_model_parts(cmd, &v->names, &type, err);
         if (!model) return false;
         found_model(in, model);
     } else {
-        in->path = os_path_kind(v->path) == PATH_DIR ? v->path : model_path(cmd->mem, v->path, err);
+        in->path = os_path_kind(path) == PATH_DIR ? path : model_path(cmd->mem, path, err);
         in->file = in->path ? weights_open(cmd->mem, in->path, err) : NULL;
         if (!in->file) return false;
         found_nano(cmd->mem, in);
@@ -162,7 +143,7 @@ void inspect_close(Inspected *in) {
 static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out, Error *err) {
     Device *dev = cmd_open_device(cmd, err);
     if (!dev) return false;
-    char *path = model_path(cmd->mem, v->path, err);
+    char *path = model_path(cmd->mem, v->names.model, err);
     NanoPipeline *p = path ? nano_open(cmd->mem, dev, path, DT_F32, err) : NULL;
     bool ok = p != NULL;
     int size = p ? nano_config(p)->size : 0;
@@ -192,19 +173,12 @@ static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, Ins
 }
 
 static bool plan_text(Cmd *cmd, const InspectValues *v, InspectPlan *out, Error *err) {
-    const TextModelNames names = {
-        .paths = {.model = v->path,
-                  .part = {[PART_TRANSFORMER] = v->diffusion_model, [PART_CLIP_L] = v->clip_l,
-                           [PART_T5] = v->t5xxl, [PART_VAE] = v->vae},
-                  .distill = v->distill, .distill_path = v->distill && *v->distill ? v->distill : NULL},
-        .dummy = v->dummy, .dummy_scale = v->dummy_scale, .type = v->type, .precision = v->precision,
-    };
     TextModel model = {0};
     FluxRequest r = {.width = (int)v->width, .height = (int)v->height, .count = (int)v->batch,
                      .steps = cmd_given(cmd, "steps") ? (int)v->steps : 0,
                      .t5_tokens = (int)v->t5_tokens, .guidance = 3.5,
                      .cfg = {.scale = cmd_given(cmd, "cfg-scale") ? v->cfg_scale : 1}};
-    bool ok = text_model_open(cmd, &names, &model, err) && flux_pipeline_check(model.pipeline, &r, err);
+    bool ok = text_model_open(cmd, &v->names, v->precision, &model, err) && flux_pipeline_check(model.pipeline, &r, err);
     if (ok) {
         out->budget = dev_memory(model.dev).budget;
         snprintf(out->device, sizeof out->device, "%s", dev_info(model.dev)->id);

@@ -7,15 +7,46 @@ static DType compute_type(const char *precision) {
     return precision && !strcmp(precision, "f32") ? DT_F32 : DT_BF16;
 }
 
-bool text_model_open(Cmd *cmd, const TextModelNames *names, TextModel *out, Error *err) {
-    FluxPipelineOptions options = {.compute = compute_type(names->precision)};
+static bool names_parts(const TextModelNames *n) {
+    return n->diffusion_model || n->clip_l || n->t5xxl || n->vae || n->distill;
+}
+
+bool text_model_given(const TextModelNames *n) { return n->dummy || names_parts(n); }
+
+bool text_model_check(const Cmd *cmd, const TextModelNames *n, const char *model, Error *err) {
+    if (!n->model && !text_model_given(n))
+        return cmd_usage(cmd, err, "expected %s, found none; try `kiln help %s`", model, cmd->command->name);
+    if (n->dummy && n->model)
+        return cmd_usage(cmd, err, "--dummy: expected no %s beside it, found %.100s", model, n->model);
+    if (n->dummy && names_parts(n))
+        return cmd_usage(cmd, err, "--dummy: expected no files of parts beside it, found some");
+    if (n->dummy_scale && !n->dummy)
+        return cmd_usage(cmd, err, "--dummy-scale: expected --dummy beside it, found none");
+    return true;
+}
+
+ModelParts *text_model_parts(Cmd *cmd, const TextModelNames *n, DType *type, Error *err) {
     int divisor;
-    const char *dummy = names->dummy && !*names->dummy ? "flux-dev" : names->dummy;
-    if (!cmd_weight_type(names->type, &options.type, err) ||
-        !pipeline_dummy_divisor(names->dummy_scale, &divisor, err) || (dummy && !pipeline_dummy_check(dummy, err)))
-        return err_prefix(err, "%s", cmd->command->name);
-    out->parts = dummy ? pipeline_dummy_open(cmd->mem, dummy, divisor, options.type)
-                       : model_parts_open(cmd->mem, &names->paths, err);
+    const char *dummy = n->dummy && !*n->dummy ? pipeline_dummy_name(0) : n->dummy;
+    if (!cmd_weight_type(n->type, type, err) || !pipeline_dummy_divisor(n->dummy_scale, &divisor, err) ||
+        (dummy && !pipeline_dummy_check(dummy, err))) {
+        err_prefix(err, "%s", cmd->command->name);
+        return NULL;
+    }
+    const ModelPaths paths = {
+        .model = n->model,
+        .part = {[PART_TRANSFORMER] = n->diffusion_model, [PART_CLIP_L] = n->clip_l, [PART_T5] = n->t5xxl,
+                 [PART_VAE] = n->vae},
+        .distill = n->distill, .distill_path = n->distill && *n->distill ? n->distill : NULL,
+    };
+    return dummy ? pipeline_dummy_open(cmd->mem, dummy, divisor, *type)
+                 : model_parts_open(cmd->mem, &paths, err);
+}
+
+bool text_model_open(Cmd *cmd, const TextModelNames *names, const char *precision, TextModel *out,
+                     Error *err) {
+    FluxPipelineOptions options = {.compute = compute_type(precision)};
+    out->parts = text_model_parts(cmd, names, &options.type, err);
     if (!out->parts) return false;
     out->dev = cmd_open_device(cmd, err);
     if (!out->dev) return false;

@@ -6,13 +6,21 @@
 #include "engine/pipeline_flux.h"
 #include "tools/cmd.h"
 
+// The values of the options that name a model; NULL: not given.
 typedef struct TextModelNames {
-    ModelPaths paths;
-    const char *dummy;       // NULL: not asked for; "": the default
-    const char *dummy_scale; // "1/16"; NULL: 1
-    const char *type;        // NULL: as in the file
-    const char *precision;   // "auto", "f32"
+    const char *model; // -m; inspect's PATH
+    const char *diffusion_model, *clip_l, *t5xxl, *vae;
+    const char *distill, *dummy; // "": without a value
+    const char *dummy_scale;     // "1/16"; NULL: 1
+    const char *type;            // NULL: as in the file
 } TextModelNames;
+
+bool text_model_given(const TextModelNames *names); // parts or a dummy, beside `model`
+// Usage errors: nothing named, a dummy beside files. `model`: what that option is called.
+bool text_model_check(const Cmd *cmd, const TextModelNames *names, const char *model, Error *err);
+// Its weights alone; *type: of the matrices on the device. Usage errors (type, scale, unknown dummy)
+// come before anything is opened. model_parts_close ends it.
+ModelParts *text_model_parts(Cmd *cmd, const TextModelNames *names, DType *type, Error *err);
 
 typedef struct TextModel {
     ModelParts *parts;
@@ -20,8 +28,9 @@ typedef struct TextModel {
     FluxPipeline *pipeline;
 } TextModel;
 
-// Usage errors (type, scale, unknown dummy) come before anything is opened.
-bool text_model_open(Cmd *cmd, const TextModelNames *names, TextModel *out, Error *err);
+// With the device and the pipeline; precision: "auto", "f32". After a failure too, text_model_close.
+bool text_model_open(Cmd *cmd, const TextModelNames *names, const char *precision, TextModel *out,
+                     Error *err);
 void text_model_close(TextModel *model); // what was opened; zeros are allowed
 
 #endif
