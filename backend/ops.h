@@ -59,6 +59,7 @@ static inline bool role_reads(int role) { return role & ROLE_IN; }
 static inline bool role_writes(int role) { return role & ROLE_OUT; }
 
 typedef struct Buffer Buffer;
+struct Cancel;
 typedef struct Error Error;
 
 // A tensor in a device buffer. Here shape and stride are NOT padded: ndim entries. Strides count
@@ -79,6 +80,9 @@ typedef struct OpCall {
     OpParams params;
     const char *label; // for messages and dumps; may be NULL
     const char *row;   // forces this kernel row (conformance, benchmarks); NULL: the first that fits
+    // Set by host devices while the call runs: kernels ask between pieces of work, in the thread that
+    // waits, and once asked leave the rest undone. NULL: never.
+    const struct Cancel *cancel;
 } OpCall;
 
 // What an op costs: floating-point operations and bytes touched.

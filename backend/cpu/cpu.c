@@ -1,6 +1,7 @@
 // cpu.c: two devices on host memory. `ref` runs the oracle of each op in the caller's thread;
 // `cpu` has the rows of kernels.def in front of it. Submit queues a program; wait (or the next
-// transfer) runs it, so that cancel is polled between steps.
+// transfer) runs it, so that cancel is polled: between steps, between the parts of a row's work
+// (pool_watch) and between rows of an oracle's result.
 #include "backend/cpu/cpu.h"
 
 #if defined(__x86_64__)
@@ -126,26 +127,32 @@ static void cpu_close(Device *dev) {
 }
 
 // ---- programs ---------------------------------------------------------------------------------
-static void run_step(CpuState *s, BoundStep *step) {
+static void run_step(CpuState *s, BoundStep *step, const Cancel *cancel) {
     double start = os_seconds();
     OpId op = step->call.op;
+    step->call.cancel = cancel;
     if (step->row < s->row_count[op])
         s->rows[op][step->row]->run(&s->cpu, &step->call);
     else
         oracle[op](&step->call);
+    step->call.cancel = NULL;
     step->seconds = os_seconds() - start;
 }
 
 // Runs all that is queued. After a cancel the rest is dropped: its results are undefined.
 static bool flush(Device *dev, const Cancel *cancel, Error *err) {
     CpuState *s = dev->state;
-    bool ok = true;
+    bool ok = true, watched = cancel && cancel->asked;
+    if (!watched) cancel = NULL;
+    if (watched && s->cpu.pool) pool_watch(s->cpu.pool, cancel->asked, cancel->user);
     for (int q = 0; q < s->queue.n && ok; q++)
         for (int i = 0; i < s->queue.v[q]->count && ok; i++) {
-            run_step(s, &s->queue.v[q]->steps[i]);
-            if (cancel && cancel->asked(cancel->user))
+            run_step(s, &s->queue.v[q]->steps[i], cancel);
+            // A part left undone counts, whatever is answered now.
+            if (watched && ((s->cpu.pool && pool_stopped(s->cpu.pool)) || cancel->asked(cancel->user)))
                 ok = err_set(err, STATUS_CANCELLED, "cancelled");
         }
+    if (watched && s->cpu.pool) pool_watch(s->cpu.pool, NULL, NULL);
     s->queue.n = 0;
     return ok;
 }

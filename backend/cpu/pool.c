@@ -27,6 +27,9 @@ struct Pool {
     void *arg;
     int64_t parts;
     _Atomic int64_t next;
+    bool (*asked)(void *user); // see pool_watch
+    void *user;
+    _Atomic bool stopped;
 };
 
 static void pause_thread(void) {
@@ -37,8 +40,13 @@ static void pause_thread(void) {
 #endif
 }
 
+static bool stop(Pool *p, int thread) {
+    if (!thread && p->asked && p->asked(p->user)) atomic_store(&p->stopped, true);
+    return atomic_load_explicit(&p->stopped, memory_order_relaxed);
+}
+
 static void claim(Pool *p, int thread) {
-    for (;;) {
+    while (!stop(p, thread)) {
         int64_t part = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
         if (part >= p->parts) return;
         p->run(p->arg, part, thread);
@@ -110,11 +118,19 @@ void pool_free(Pool *p) {
     mem_free(p);
 }
 
+void pool_watch(Pool *p, bool (*asked)(void *user), void *user) {
+    p->asked = asked;
+    p->user = user;
+    atomic_store(&p->stopped, false);
+}
+
+bool pool_stopped(const Pool *p) { return atomic_load(&p->stopped); }
+
 int pool_threads(const Pool *p) { return p->workers + 1; }
 
 void pool_run(Pool *p, int64_t parts, void (*run)(void *arg, int64_t part, int thread), void *arg) {
     if (p->workers == 0 || parts <= 1) {
-        for (int64_t i = 0; i < parts; i++) run(arg, i, 0);
+        for (int64_t i = 0; i < parts && !stop(p, 0); i++) run(arg, i, 0);
         return;
     }
     p->run = run;

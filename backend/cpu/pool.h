@@ -20,5 +20,9 @@ int pool_threads(const Pool *pool);
 // one caller at a time.
 void pool_run(Pool *pool, int64_t parts, void (*run)(void *arg, int64_t part, int thread),
               void *arg);
+// From now on the caller's thread asks this before each of its parts (NULL: never). Once it answers
+// true no further part begins, in this pool_run or later ones, until pool_watch is called again.
+void pool_watch(Pool *pool, bool (*asked)(void *user), void *user);
+bool pool_stopped(const Pool *pool);
 
 #endif

@@ -10,6 +10,12 @@
 #undef OP
 
 static inline bool ref_has(const TensorRef *t) { return t->buffer != NULL; }
+enum { ASK = 4096 }; // elements between two questions, where results have no rows
+
+// Asked between rows of results: true leaves the rest undone.
+static inline bool ref_cancelled(const OpCall *c) {
+    return c->cancel && c->cancel->asked(c->cancel->user);
+}
 static inline void *ref_data(const TensorRef *t) {
     return (char *)(uintptr_t)t->buffer->address + t->offset;
 }

@@ -13,7 +13,7 @@ void ref_adamw(const OpCall *c) {
     double decay = view_get(&h, 0, 0, 0, 4), bc1 = view_get(&h, 0, 0, 0, 5);
     double bc2 = view_get(&h, 0, 0, 0, 6), inv_scale = view_get(&h, 0, 0, 0, 7);
     double ema_decay = view_get(&h, 0, 0, 0, 8);
-    for (int64_t i = 0; i < p.n[3]; i++) {
+    for (int64_t i = 0; i < p.n[3] && (i % ASK || !ref_cancelled(c)); i++) {
         double grad = view_get(&g, 0, 0, 0, i) * inv_scale, w = view_get(&p, 0, 0, 0, i);
         double m1 = b1 * view_get(&m, 0, 0, 0, i) + (1 - b1) * grad;
         double v1 = b2 * view_get(&v, 0, 0, 0, i) + (1 - b2) * grad * grad;

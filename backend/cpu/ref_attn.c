@@ -13,7 +13,7 @@ void ref_attn(const OpCall *c) {
     double *w = MEM_ARRAY(NULL, double, S), *row = MEM_ARRAY(w, double, D);
     for (int64_t b = 0; b < B; b++)
         for (int64_t h = 0; h < H; h++)
-            for (int64_t t = 0; t < T; t++) {
+            for (int64_t t = 0; t < T && !ref_cancelled(c); t++) {
                 double max = -INFINITY, sum = 0;
                 for (int64_t d = 0; d < D; d++) row[d] = view_get(&q, b, t, h, d);
                 for (int64_t s = 0; s < S; s++) {

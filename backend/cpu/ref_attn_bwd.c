@@ -67,7 +67,7 @@ void ref_attn_bwd(const OpCall *c) {
                 gather(&g.q, b, h, T, D, g.qf);
                 gather(&g.dy, b, h, T, D, g.dyf);
                 memset(g.dq, 0, (size_t)(T * D) * sizeof(double));
-                for (int64_t i = 0; i < T; i++) row(&g, b, h, i);
+                for (int64_t i = 0; i < T && !ref_cancelled(c); i++) row(&g, b, h, i);
                 put(&dq, b, h, T, D, g.dq);
             }
             put(&dk, b, hk, S, D, g.dk);

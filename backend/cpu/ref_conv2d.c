@@ -16,7 +16,7 @@ void ref_conv2d(const OpCall *c) {
             wf[o * patch + i] = view_get(&w, o, i / (S * C), i / C % S, i % C);
     for (int64_t b = 0; b < y.n[0]; b++)
         for (int64_t h = 0; h < y.n[1]; h++)
-            for (int64_t v = 0; v < y.n[2]; v++) {
+            for (int64_t v = 0; v < y.n[2] && !ref_cancelled(c); v++) {
                 for (int64_t g = 0; g < groups; g++)
                     for (int64_t i = 0; i < patch; i++) {
                         int64_t at = h * stride + i / (S * C) * dilation - p->pad_top;

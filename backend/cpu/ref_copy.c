@@ -4,7 +4,7 @@
 void ref_copy(const OpCall *c) {
     const TensorRef *x = &c->t[copy_x], *y = &c->t[copy_y];
     int64_t at[MAX_DIMS] = {0}, left = ref_count(y);
-    while (left-- > 0) {
+    while (left-- > 0 && (left % ASK || !ref_cancelled(c))) {
         int64_t from = 0, to = 0;
         for (int d = 0; d < MAX_DIMS; d++) {
             from += ref_dim(x, d) == 1 ? 0 : at[d] * ref_stride(x, d);

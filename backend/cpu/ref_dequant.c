@@ -11,7 +11,7 @@ void ref_dequant(const OpCall *c) {
     const char *from = ref_data(w);
     float *f = MEM_ARRAY(NULL, float, CHUNK);
     int64_t n = ref_count(w);
-    for (int64_t i = 0; i < n; i += CHUNK) {
+    for (int64_t i = 0; i < n && !ref_cancelled(c); i += CHUNK) {
         int64_t some = MIN(CHUNK, n - i);
         quant_decode(w->dtype, from, f, some);
         from += dtype_bytes(w->dtype, (uint64_t)some);

@@ -4,7 +4,7 @@
 void ref_embed(const OpCall *c) {
     View table = ref_view(&c->t[embed_table]), ids = ref_view(&c->t[embed_ids]);
     View y = ref_view(&c->t[embed_y]);
-    for (int64_t n = 0; n < y.n[2]; n++) {
+    for (int64_t n = 0; n < y.n[2] && !ref_cancelled(c); n++) {
         int32_t id = ((const int32_t *)ids.data)[view_at(&ids, 0, 0, 0, n)];
         bool known = id >= 0 && id < table.n[2];
         for (int64_t d = 0; d < y.n[3]; d++)

@@ -26,7 +26,7 @@ static double value(const EwiseParams *p, double x, double y, double z) {
 void ref_ewise(const OpCall *c) {
     const TensorRef *t = c->t, *o = &t[ewise_o];
     int64_t at[MAX_DIMS] = {0}, left = ref_count(o);
-    while (left-- > 0) {
+    while (left-- > 0 && (left % ASK || !ref_cancelled(c))) {
         double v[4] = {0};
         size_t place[4] = {0};
         for (int i = 0; i < ewise_operand_count; i++) {

@@ -31,7 +31,7 @@ void ref_norm(const OpCall *c) {
     int64_t height = p->kind == NORM_GROUP ? M : 1;
     for (int64_t b = 0; b < B; b++)
         for (int64_t m0 = 0; m0 < M; m0 += height)
-            for (int64_t c0 = 0; c0 < C; c0 += width) {
+            for (int64_t c0 = 0; c0 < C && !ref_cancelled(c); c0 += width) {
                 Stats s = stats_of(&x, p, b, m0, m0 + height, c0, c0 + width);
                 if (rstd.data) view_put(&rstd, 0, b, m0, 0, s.rstd);
                 for (int64_t m = m0; m < m0 + height; m++)

@@ -7,7 +7,7 @@ void ref_norm_bwd(const OpCall *c) {
     bool layer = c->params.norm_bwd.kind == NORM_LAYER;
     int64_t C = y.n[3];
     for (int64_t b = 0; b < y.n[1]; b++)
-        for (int64_t m = 0; m < y.n[2]; m++) {
+        for (int64_t m = 0; m < y.n[2] && !ref_cancelled(c); m++) {
             double mean = 0, dot = 0, r = view_get(&rstd, 0, b, m, 0);
             for (int64_t i = 0; i < C; i++) {
                 mean += layer ? view_get(&dy, 0, b, m, i) : 0;

@@ -8,7 +8,7 @@ void ref_reduce(const OpCall *c) {
     View x = ref_view(&c->t[reduce_x]), y = ref_view(&c->t[reduce_y]);
     double alpha = p->alpha == 0 ? 1 : p->alpha, bad = 0;
     for (int64_t a = 0; a < x.n[1]; a++)
-        for (int64_t i = 0; i < x.n[3]; i++) {
+        for (int64_t i = 0; i < x.n[3] && !ref_cancelled(c); i++) {
             double sum = 0;
             for (int64_t r = 0; r < x.n[2]; r++) {
                 double v = view_get(&x, 0, a, r, i);

@@ -7,7 +7,7 @@ void ref_rope(const OpCall *c) {
     int64_t P = table.n[2];
     bool half = c->params.rope.half;
     for (int64_t b = 0; b < x.n[0]; b++)
-        for (int64_t t = 0; t < x.n[1]; t++)
+        for (int64_t t = 0; t < x.n[1] && !ref_cancelled(c); t++)
             for (int64_t h = 0; h < x.n[2]; h++) {
                 for (int64_t i = 0; i < P; i++) {
                     int64_t first = half ? i : 2 * i, second = half ? i + P : 2 * i + 1;
