@@ -38,8 +38,8 @@ void main() {
     tile_origin(args.y, origin);
     uint b = origin[3], C = args.y.shape[5];
     uint end = min(origin[4] + TILE_4, args.y.shape[4]);
-    uint lane = WIDE ? gl_LocalInvocationIndex : gl_SubgroupInvocationID;
-    uint lanes = WIDE ? gl_WorkGroupSize.x : gl_SubgroupSize;
+    uvec2 place = WIDE ? uvec2(gl_LocalInvocationIndex, gl_WorkGroupSize.x) : subgroup_place();
+    uint lane = place.x, lanes = place.y;
     uint step = WIDE ? 1 : gl_NumSubgroups;
     for (uint m = origin[4] + (WIDE ? 0 : gl_SubgroupID); m < end; m += step) {
         uvec2 x = row_addr(args.x, b, m, X_TYPE), y = row_addr(args.y, b, m, Y_TYPE);

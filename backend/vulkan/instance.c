@@ -228,7 +228,8 @@ static void read_extensions(const Instance *instance, PhysicalDevice *p) {
     if (instance->EnumerateDeviceExtensionProperties(p->handle, NULL, &n, list) != VK_SUCCESS)
         n = 0;
     p->memory_budget = has_extension(list, n, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
-    p->subgroup_size = has_extension(list, n, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
+    p->subgroup_size = p->api13 || // part of Vulkan itself since then
+                       has_extension(list, n, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
     p->portability = has_extension(list, n, "VK_KHR_portability_subset");
     mem_free(list);
 }
@@ -264,8 +265,11 @@ uint64_t instance_memory_free(const Instance *instance, const PhysicalDevice *p)
 
 // The features that every device must have; NULL, or the name of the first one missing.
 static const char *read_features(const Instance *instance, PhysicalDevice *p) {
+    VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT};
     VkPhysicalDeviceVulkan12Features v12 = {
-        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES};
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
+        .pNext = p->subgroup_size ? &size : NULL};
     VkPhysicalDeviceVulkan11Features v11 = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES, .pNext = &v12};
     VkPhysicalDeviceFeatures2 features = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2,
@@ -276,12 +280,14 @@ static const char *read_features(const Instance *instance, PhysicalDevice *p) {
     if (!v12.storageBuffer8BitAccess) return "storageBuffer8BitAccess";
     if (!v11.storageBuffer16BitAccess) return "storageBuffer16BitAccess";
     if (!v12.scalarBlockLayout) return "scalarBlockLayout";
+    p->subgroup_size = size.subgroupSizeControl;
     p->info.f16_arithmetic = v12.shaderFloat16;
     if (v12.shaderFloat16) p->caps |= CAP_F16;
     return NULL;
 }
 
-static void read_properties(const Instance *instance, PhysicalDevice *p) {
+// As read_features: NULL, or what is missing.
+static const char *read_properties(const Instance *instance, PhysicalDevice *p) {
     VkPhysicalDeviceSubgroupSizeControlPropertiesEXT size = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES_EXT};
     VkPhysicalDeviceMaintenance4Properties m4 = {
@@ -301,14 +307,15 @@ static void read_properties(const Instance *instance, PhysicalDevice *p) {
     snprintf(info->driver, sizeof info->driver, "%.127s %.127s", v12.driverName, v12.driverInfo);
     info->max_buffer = v11.maxMemoryAllocationSize;
     if (p->api13 && m4.maxBufferSize) info->max_buffer = MIN(info->max_buffer, m4.maxBufferSize);
+    info->max_buffer -= info->max_buffer % (64u << 10); // memory for a buffer is rounded up
     info->subgroup_min = size.minSubgroupSize ? size.minSubgroupSize : v11.subgroupSize;
     info->subgroup_max = size.maxSubgroupSize ? size.maxSubgroupSize : v11.subgroupSize;
     if (!(size.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT)) p->subgroup_size = false;
-    else p->subgroup_size |= p->api13;
     info->shared_memory = limits->maxComputeSharedMemorySize;
     const VkSubgroupFeatureFlags shuffles = VK_SUBGROUP_FEATURE_SHUFFLE_BIT |
                                             VK_SUBGROUP_FEATURE_BALLOT_BIT;
-    if ((v11.subgroupSupportedOperations & shuffles) == shuffles) p->caps |= CAP_SUBGROUP_OPS;
+    if ((v11.subgroupSupportedOperations & shuffles) == shuffles && info->subgroup_min >= 4)
+        p->caps |= CAP_SUBGROUP_OPS; // four neighbours share a query of attention
     if (props.properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU) p->caps |= CAP_CPU;
     p->timestamp_period = limits->timestampPeriod;
     p->atom = limits->nonCoherentAtomSize;
@@ -322,6 +329,9 @@ static void read_properties(const Instance *instance, PhysicalDevice *p) {
     memcpy(p->driver_uuid, v11.driverUUID, VK_UUID_SIZE);
     // The device UUID keeps the order of equal cards from run to run.
     p->order = hash_bytes(0, v11.deviceUUID, VK_UUID_SIZE) >> 8;
+    bool sums = v11.subgroupSupportedOperations & VK_SUBGROUP_FEATURE_ARITHMETIC_BIT &&
+                v11.subgroupSupportedStages & VK_SHADER_STAGE_COMPUTE_BIT;
+    return sums ? NULL : "sums over subgroups";
 }
 
 // Fills *p; false with a log line where the device misses the baseline.
@@ -335,13 +345,15 @@ static bool read_device(const Instance *instance, VkPhysicalDevice handle, Physi
     p->info.kind = kind_of(props.properties.deviceType);
     if (props.properties.apiVersion < VK_API_VERSION_1_2) missing = "Vulkan 1.2";
     else if (!choose_family(instance, p)) missing = "a compute queue";
-    else missing = read_features(instance, p);
+    if (!missing) {
+        read_extensions(instance, p);
+        missing = read_features(instance, p);
+    }
+    if (!missing) missing = read_properties(instance, p);
     if (missing) {
         log_msg(log, LOG_WARN, "vulkan: %s: expected %s, found none; not used", name, missing);
         return false;
     }
-    read_extensions(instance, p);
-    read_properties(instance, p);
     VkPhysicalDeviceMemoryProperties2 memory = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2};
     instance->GetPhysicalDeviceMemoryProperties2(handle, &memory);

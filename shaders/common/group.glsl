@@ -4,6 +4,10 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
 
+// Which invocation of its subgroup this one is, and of how many. Counted: a subgroup need not be full
+// (Intel's compilers may run 8 or 16 invocations in one whose gl_SubgroupSize reads 32).
+uvec2 subgroup_place() { return uvec2(subgroupExclusiveAdd(1u), subgroupAdd(1u)); }
+
 shared float group_partial[256]; // one per subgroup: 1,024 invocations of subgroups of 4
 
 float group_sum(float x) {
