@@ -273,6 +273,10 @@ void os_unmap(FileMap *map) {
     *map = (FileMap){0};
 }
 
+void os_map_advise(const FileMap *map, uint64_t at, uint64_t n, MapAdvice advice) {
+    madvise((void *)(uintptr_t)(map->data + at), n, advice == MAP_SOON ? MADV_WILLNEED : MADV_DONTNEED);
+}
+
 PathKind os_path_kind(const char *path) {
     struct stat st;
     if (stat(path, &st) != 0) return PATH_NONE;
@@ -713,6 +717,12 @@ void os_unmap(FileMap *map) {
     *map = (FileMap){0};
 }
 
+void os_map_advise(const FileMap *map, uint64_t at, uint64_t n, MapAdvice advice) {
+    WIN32_MEMORY_RANGE_ENTRY range = {(void *)(uintptr_t)(map->data + at), n};
+    if (advice == MAP_SOON) PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
+    else VirtualUnlock(range.VirtualAddress, n); // of pages never locked: takes them out
+}
+
 PathKind os_path_kind(const char *path) {
     wchar_t *name = wide(NULL, path);
     DWORD kind = GetFileAttributesW(name);
@@ -771,10 +781,8 @@ char *os_program_dir(void *parent) {
 char *os_cache_dir(void *parent) {
     const wchar_t *own = _wgetenv(L"KILN_CACHE"), *local = _wgetenv(L"LOCALAPPDATA");
     if (own && *own) return narrow(parent, own);
-    char *base = narrow(NULL, local && *local ? local : L".");
-    char *dir = os_path_join(parent, base, "kiln");
-    mem_free(base);
-    return dir;
+    char *base = narrow(parent, local && *local ? local : L".");
+    return os_path_join(parent, base, "kiln");
 }
 
 // Opened without sharing: while its writer lives nobody else can open or remove it.

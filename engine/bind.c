@@ -380,3 +380,19 @@ const void *bound_data(const BoundWeight *b, uint64_t offset, uint64_t *bytes) {
     }
     return NULL;
 }
+
+void bound_advise(const BoundWeight *b, uint64_t offset, uint64_t bytes, MapAdvice advice) {
+    int64_t first, end, inner = inner_count(b), start = 0;
+    if (!as_elements(b, offset, bytes, &first, &end, NULL) || first == end) return;
+    if (is_turned(b)) first = first / inner * inner, end = (end + inner - 1) / inner * inner;
+    for (int i = 0; i < b->pieces; i++) {
+        const BindPiece *p = &b->piece[i];
+        int64_t from = MAX(first, start), to = MIN(end, start + p->rows * inner);
+        if (from < to) {
+            uint64_t at = dtype_bytes(p->t->dtype, (uint64_t)(p->row * inner + from - start));
+            uint64_t n = dtype_bytes(p->t->dtype, (uint64_t)(to - from));
+            weights_advise(b->source, p->t, at, n, advice);
+        }
+        start += p->rows * inner;
+    }
+}

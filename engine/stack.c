@@ -17,7 +17,6 @@ static bool declare_weights(Stack *s, Unit *u, Error *err) {
         u->weight[i] = store_add(u->store, b->name, b->dtype, b->ndim, b->shape);
         ARR_PUSH(u, &sizes, b->bytes);
         u->moved += b->bytes;
-        s->row_bytes = MAX(s->row_bytes, bound_row_bytes(b));
         if (b->scale == 1) continue;
         char *name = mem_printf(NULL, "%s.scale", b->name);
         store_add(u->store, name, DT_F32, DIMS(1));
@@ -228,13 +227,13 @@ Stack *stack_new(void *parent, Device *dev, const StackSpec *spec, uint64_t budg
 
 void stack_free(Stack *s) {
     if (!s) return;
+    feed_stop(s);
     run_free(s->run); // programs refer to the buffers: they go first
     for (int i = 0; i < s->units; i++)
         for (int j = 0; s->unit[i]->slot == RESIDENT && j < s->unit[i]->blocks; j++)
             if (s->unit[i]->block) buf_free(s->unit[i]->block[j]);
     for (int i = 0; i < SLOTS; i++)
         for (int j = 0; s->slot[i].block && j < s->slot[i].blocks; j++) buf_free(s->slot[i].block[j]);
-    os_block_free(s->chunk);
     mem_free(s);
 }
 

@@ -4,7 +4,8 @@
 //
 // Residency: where the budget allows it every unit's weights stay on the device. Else the units that
 // do not fit stream through a ring of two slots at fixed addresses: while one unit runs, a thread
-// reads the next one's weights and uploads them. Which units stay is chosen so that the fewest bytes
+// reads the next one's weights and uploads them, on into the next pass where the caller says that one
+// follows. Which units stay is chosen so that the fewest bytes
 // move, and spread evenly, so that uploads overlap the work of units that stay. Every unit has
 // programs of its own (it always streams through the same slot), recorded once. The results are the
 // same bits whatever is resident. All figures are known after stack_new, before anything is
@@ -35,7 +36,7 @@ typedef struct StackSpec {
     void (*record)(void *user, Graph *g, const StackUnit *unit, Param *const *w);
     void *user;
     Store *state; // not owned; committed by stack_prepare (if it is not yet); its bytes count. May be NULL
-    const Cancel *cancel; // polled while stack_prepare uploads; may be NULL
+    const Cancel *cancel; // asked while stack_prepare uploads, in its thread; may be NULL
 } StackSpec;
 
 typedef struct StackMemory {
@@ -62,6 +63,9 @@ bool stack_prepare(Stack *s, Error *err);
 
 typedef struct StackPass {
     int first, count;  // units; count 0: all from first
+    // Another pass follows, from the unit after these (after the last one the first): the ring is
+    // filled for it while this one ends. A pass that begins elsewhere is right too, only slower.
+    bool more;
     const Cancel *cancel;
     // Before each unit; may be NULL. done counts units of this pass.
     void (*progress)(void *user, const char *unit, int done, int total);
@@ -70,7 +74,8 @@ typedef struct StackPass {
 // One pass over the units in order (pass NULL: all). State tensors are read and written with
 // param_read and param_write between passes.
 bool stack_run(Stack *s, const StackPass *pass, Error *err);
-uint64_t stack_moved(const Stack *s); // bytes uploaded by stack_run so far, as counted
+// Bytes uploaded for the streamed units that have run so far, as counted while they were moved.
+uint64_t stack_moved(const Stack *s);
 bool stack_unit_resident(const Stack *s, int unit);
 uint64_t stack_unit_bytes(const Stack *s, int unit); // of its weights
 // Seconds the device spent on a unit in the last pass, and those it waited for its weights; its work

@@ -4,6 +4,7 @@
 
 #include "backend/os.h"
 #include "engine/stack.h"
+#include "engine/upload.h"
 
 enum { SLOTS = 2, RESIDENT = -1 };
 
@@ -21,10 +22,14 @@ typedef struct Unit {
     uint64_t moved;        // bytes of an upload
     int slot;              // or RESIDENT
     Buffer **block;        // resident: its own; else the slot's
+    UploadItem *item;      // [items]: its weights, once they have buffers
+    int items;
     double seconds, waited;
 } Unit;
 
 typedef struct Slot { int blocks; uint64_t *bytes; Buffer **block; } Slot;
+
+typedef struct Feed Feed; // stack_run.c
 
 struct Stack {
     Device *dev;
@@ -34,11 +39,11 @@ struct Stack {
     Unit **unit;
     Slot slot[SLOTS];
     StackMemory memory;
-    uint64_t row_bytes; // of the longest row
-    uint8_t *chunk;     // host memory that uploads pass through
-    uint64_t chunk_bytes;
-    uint64_t moved;
+    Feed *feed;     // the thread that feeds the ring; NULL: none yet
+    uint64_t moved; // uploaded for units that have run
     bool ready;
 };
+
+void feed_stop(Stack *s); // ends the thread, where there is one
 
 #endif

@@ -1,40 +1,21 @@
 // stack_run.c: memory and execution of a stack: uploads, the thread that feeds the ring. See stack.h.
 #include "engine/stack_impl.h"
 
-// Weights pass to the device in parts of this size: what is between two looks at `cancel`.
-#define CHUNK_BYTES (UINT64_C(4) << 20)
-
 // ---- uploads ------------------------------------------------------------------------------------
 
-// Called between parts with the bytes moved so far; false stops the upload.
-typedef struct Watch { bool (*go_on)(void *user, uint64_t moved); void *user; } Watch;
-
-static bool upload_weight(Stack *s, const BoundWeight *b, const Param *p, const Watch *watch, Error *err) {
-    uint64_t row = bound_row_bytes(b), most = MAX(s->chunk_bytes / row, 1) * row;
-    for (uint64_t at = 0, n; at < b->bytes; at += n) {
-        n = MIN(most, b->bytes - at);
-        const void *data = bound_data(b, at, &n);
-        if (!data) {
-            if (!bound_read(b, at, s->chunk, n, err)) return err_prefix(err, "%s", b->name);
-            data = s->chunk;
-        }
-        if (!dev_upload(p->buffer, p->offset + at, data, n, err)) return false;
-        if (!watch->go_on(watch->user, n)) return err_set(err, STATUS_CANCELLED, "cancelled");
-    }
-    return true;
-}
-
-static bool upload_unit(Stack *s, const Unit *u, const Watch *watch, Error *err) {
-    for (int i = 0, next = 0; i < u->spec->weights; i++) {
+// The scales stand behind the weights that have them.
+static bool upload_scales(const Unit *u, UploadGoOn *go_on, void *user, Error *err) {
+    bool ok = true;
+    for (int i = 0, next = 0; ok && i < u->spec->weights; i++) {
         const BoundWeight *b = &u->spec->weight[i];
         if (!b->pieces) continue;
-        if (!upload_weight(s, b, store_at(u->store, next++), watch, err)) return false;
+        next++;
         if (b->scale == 1) continue;
         const Param *scale = store_at(u->store, next++);
-        if (!dev_upload(scale->buffer, scale->offset, &b->scale, sizeof b->scale, err)) return false;
-        if (!watch->go_on(watch->user, sizeof b->scale)) return err_set(err, STATUS_CANCELLED, "cancelled");
+        ok = dev_upload(scale->buffer, scale->offset, &b->scale, sizeof b->scale, err) &&
+             (go_on(user, sizeof b->scale) || err_set(err, STATUS_CANCELLED, "cancelled"));
     }
-    return true;
+    return ok;
 }
 
 // ---- preparing ----------------------------------------------------------------------------------
@@ -63,24 +44,43 @@ static bool place_weights(Stack *s, Error *err) {
     return true;
 }
 
+static void list_items(Unit *u) {
+    u->item = MEM_ARRAY(u, UploadItem, MAX(u->spec->weights, 1));
+    for (int i = 0, next = 0; i < u->spec->weights; i++) {
+        const BoundWeight *b = &u->spec->weight[i];
+        if (!b->pieces) continue;
+        const Param *p = store_at(u->store, next++);
+        u->item[u->items++] = (UploadItem){b, p->buffer, p->offset};
+        next += b->scale != 1;
+    }
+}
+
 static bool not_cancelled(void *user, uint64_t moved) {
     (void)moved;
     const Cancel *cancel = ((const Stack *)user)->spec.cancel;
     return !cancel || !cancel->asked(cancel->user);
 }
 
+// All that stays, as one list: the disk never waits between units.
+static bool upload_resident(Stack *s, Error *err) {
+    ARRAY(UploadItem) all = {0};
+    void *scratch = mem_new(NULL, 1);
+    bool ok = true;
+    for (int i = 0; i < s->units; i++) {
+        const Unit *u = s->unit[i];
+        if (u->slot != RESIDENT) continue;
+        for (int k = 0; k < u->items; k++) ARR_PUSH(scratch, &all, u->item[k]);
+        ok = ok && upload_scales(u, not_cancelled, s, err);
+    }
+    ok = ok && upload_weights(all.v, all.n, not_cancelled, s, err);
+    mem_free(scratch);
+    return ok;
+}
+
 static bool prepare(Stack *s, Error *err) {
-    s->chunk_bytes = MAX(CHUNK_BYTES, s->row_bytes);
-    s->chunk = os_block_new(s->chunk_bytes);
-    if (!s->chunk)
-        return err_failed(err, "host memory: expected %llu bytes, found less; close other programs",
-                          (unsigned long long)s->chunk_bytes);
     if (!place_weights(s, err) || !run_prepare(s->run, err)) return false;
-    Watch watch = {not_cancelled, s};
-    for (int i = 0; i < s->units; i++)
-        if (s->unit[i]->slot == RESIDENT && !upload_unit(s, s->unit[i], &watch, err))
-            return err->status != STATUS_CANCELLED && err_prefix(err, "%s", s->unit[i]->spec->name);
-    return true;
+    for (int i = 0; i < s->units; i++) list_items(s->unit[i]);
+    return upload_resident(s, err);
 }
 
 bool stack_prepare(Stack *s, Error *err) {
@@ -95,44 +95,66 @@ bool stack_prepare(Stack *s, Error *err) {
 
 // ---- the thread that feeds the ring ---------------------------------------------------------------
 
-// Streamed units are loaded in the order of the pass. Number k goes into its slot when number
-// k - SLOTS has run.
-typedef struct Feed {
+// Streamed units are loaded in the order in which they run, around the ring of all units, and numbered
+// from the thread's start. A number goes into its slot when the one that lies there has run. Where the
+// streamed units are odd in number the last and the first share a slot: there is less overlap there.
+struct Feed {
     Stack *s;
-    int first, end; // units of the pass
+    Thread *thread;
+    int first; // the unit of number 0
+    int next;  // the unit that the next pass has to begin with; the caller's
     Mutex *lock;
     Cond *changed;
-    int loaded, done; // how many streamed units are on the device, and how many have run
+    // Under the lock:
+    int64_t loaded, done;  // how many are on the device, how many have run
+    int64_t wanted;        // how many are to be loaded so far
+    uint64_t moved;        // of the one being loaded
+    uint64_t bytes[SLOTS]; // moved for what lies in each slot
     bool stop, failed;
     Error error;
-} Feed;
+};
+
+// The first streamed unit from i on, around the ring. There is one.
+static int streamed_from(const Stack *s, int i) {
+    for (;; i++)
+        if (s->unit[i % s->units]->slot != RESIDENT) return i % s->units;
+}
 
 static bool go_on(void *user, uint64_t moved) {
     Feed *f = user;
     mutex_lock(f->lock);
-    f->s->moved += moved;
+    f->moved += moved;
     bool stop = f->stop;
     cond_wake_all(f->changed); // who waits looks at `cancel`
     mutex_unlock(f->lock);
     return !stop;
 }
 
+// Waits until number k is wanted, and then until `done` have run; false: to stop.
+static bool may_load(Feed *f, int64_t k, int64_t done) {
+    mutex_lock(f->lock);
+    while (!f->stop && (k >= f->wanted || f->done < done)) cond_wait(f->changed, f->lock);
+    bool go = !f->stop;
+    f->moved = 0;
+    mutex_unlock(f->lock);
+    return go;
+}
+
 static void feed(void *arg) {
     Feed *f = arg;
-    Watch watch = {go_on, f};
+    int64_t in_slot[SLOTS] = {0}; // numbers from 1; 0: nothing yet
     bool ok = true;
-    for (int i = f->first, k = 0; ok && i < f->end; i++) {
+    for (int64_t k = 0, i = f->first; ok; k++, i = streamed_from(f->s, (int)i + 1)) {
         const Unit *u = f->s->unit[i];
-        if (u->slot == RESIDENT) continue;
-        mutex_lock(f->lock);
-        while (!f->stop && k - f->done >= SLOTS) cond_wait(f->changed, f->lock);
-        ok = !f->stop;
-        mutex_unlock(f->lock);
+        if (!may_load(f, k, 0)) return;
+        upload_soon(u->item, u->items);
+        if (!may_load(f, k, in_slot[u->slot])) return;
         Error why = {0};
-        ok = ok && upload_unit(f->s, u, &watch, &why);
+        ok = upload_weights(u->item, u->items, go_on, f, &why) && upload_scales(u, go_on, f, &why);
         mutex_lock(f->lock);
         if (ok) {
-            f->loaded = ++k;
+            f->bytes[u->slot] = f->moved;
+            f->loaded = in_slot[u->slot] = k + 1;
         } else if (!f->stop) {
             f->failed = true;
             f->error = why;
@@ -143,43 +165,78 @@ static void feed(void *arg) {
     }
 }
 
+void feed_stop(Stack *s) {
+    Feed *f = s->feed;
+    if (!f) return;
+    mutex_lock(f->lock);
+    f->stop = true;
+    cond_wake_all(f->changed);
+    mutex_unlock(f->lock);
+    if (f->thread) thread_join(f->thread);
+    mem_free(f);
+    s->feed = NULL;
+}
+
+// Sees to it that the streamed units of a pass are being loaded.
+static bool feed_pass(Stack *s, const StackPass *pass, int end, Error *err) {
+    int streamed = 0;
+    for (int i = pass->first; i < end; i++) streamed += s->unit[i]->slot != RESIDENT;
+    if (!streamed) return true;
+    int first = streamed_from(s, pass->first);
+    if (s->feed && s->feed->next != first) feed_stop(s);
+    if (!s->feed) {
+        Feed *f = s->feed = MEM_NEW(s, Feed);
+        *f = (Feed){.s = s, .first = first, .next = first, .lock = mutex_new(f), .changed = cond_new(f)};
+        f->thread = thread_start(f, feed, f);
+        if (!f->thread)
+            return err_failed(err, "streaming: expected one more thread, found none; close other programs");
+    }
+    Feed *f = s->feed;
+    mutex_lock(f->lock);
+    f->wanted = f->done + streamed + (pass->more ? SLOTS : 0);
+    cond_wake_all(f->changed);
+    mutex_unlock(f->lock);
+    return true;
+}
+
 static bool asked(const Cancel *cancel) { return cancel && cancel->asked(cancel->user); }
 
-// Waits until `number` streamed units have been loaded.
-static bool wait_loaded(Feed *f, int number, const Cancel *cancel, Error *err) {
+// Waits until the next streamed unit has been loaded.
+static bool wait_loaded(Feed *f, const Cancel *cancel, Error *err) {
     bool cancelled = false;
     mutex_lock(f->lock);
-    while (f->loaded < number && !f->failed && !(cancelled = asked(cancel))) cond_wait(f->changed, f->lock);
-    bool ok = f->loaded >= number;
-    if (f->failed && err) *err = f->error;
+    while (f->loaded <= f->done && !f->failed && !(cancelled = asked(cancel))) cond_wait(f->changed, f->lock);
+    bool ok = f->loaded > f->done;
+    if (!ok && f->failed && err) *err = f->error;
     mutex_unlock(f->lock);
     return ok || (cancelled ? err_set(err, STATUS_CANCELLED, "cancelled") : false);
 }
 
-static void mark(Feed *f, int done, bool stop) {
+static void has_run(Stack *s, int unit) {
+    Feed *f = s->feed;
     mutex_lock(f->lock);
-    f->done = done;
-    f->stop |= stop;
+    s->moved += f->bytes[s->unit[unit]->slot];
+    f->done++;
     cond_wake_all(f->changed);
     mutex_unlock(f->lock);
+    f->next = streamed_from(s, unit + 1);
 }
 
 // ---- a pass -------------------------------------------------------------------------------------
 
-static bool run_units(Stack *s, Feed *f, const StackPass *pass, Error *err) {
-    int streamed = 0; // those that have run
-    for (int i = f->first; i < f->end; i++) {
+static bool run_units(Stack *s, const StackPass *pass, int end, Error *err) {
+    for (int i = pass->first; i < end; i++) {
         Unit *u = s->unit[i];
-        if (pass->progress) pass->progress(pass->user, u->spec->name, i - f->first, f->end - f->first);
+        if (pass->progress) pass->progress(pass->user, u->spec->name, i - pass->first, end - pass->first);
         double start = os_seconds();
-        if (u->slot != RESIDENT && !wait_loaded(f, streamed + 1, pass->cancel, err)) return false;
+        if (u->slot != RESIDENT && !wait_loaded(s->feed, pass->cancel, err)) return false;
         double ready = os_seconds();
         if (asked(pass->cancel)) return err_set(err, STATUS_CANCELLED, "cancelled");
         if (!plan_run(u->plan, pass->cancel, err))
             return (err && err->status == STATUS_CANCELLED) ? false : err_prefix(err, "%s", u->spec->name);
         u->waited = ready - start;
         u->seconds = os_seconds() - ready;
-        if (u->slot != RESIDENT) mark(f, ++streamed, false);
+        if (u->slot != RESIDENT) has_run(s, i);
     }
     return true;
 }
@@ -192,17 +249,8 @@ bool stack_run(Stack *s, const StackPass *pass, Error *err) {
     if (!s->ready || pass->first < 0 || end > s->units)
         return err_failed(err, "%s: expected a prepared stack and units within %d, found %d to %d; this is a "
                           "defect", s->spec.name, s->units, pass->first, end);
-    Feed *f = MEM_NEW(NULL, Feed);
-    *f = (Feed){.s = s, .first = pass->first, .end = end, .lock = mutex_new(f), .changed = cond_new(f)};
-    bool streams = false;
-    for (int i = f->first; i < f->end; i++) streams |= s->unit[i]->slot != RESIDENT;
-    Thread *thread = streams ? thread_start(f, feed, f) : NULL;
-    bool ok = !streams || thread ||
-              err_failed(&why, "streaming: expected one more thread, found none; close other programs");
-    ok = ok && run_units(s, f, pass, &why);
-    mark(f, f->done, true);
-    if (thread) thread_join(thread);
-    mem_free(f);
+    bool ok = feed_pass(s, pass, end, &why) && run_units(s, pass, end, &why);
+    if (!ok) feed_stop(s); // the next pass begins anew
     if (!ok && why.status != STATUS_CANCELLED) err_prefix(&why, "%s", s->spec.name);
     if (!ok && err) *err = why;
     return ok;

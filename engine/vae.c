@@ -2,6 +2,7 @@
 #include "engine/vae_impl.h"
 
 #include "engine/plan.h"
+#include "engine/upload.h"
 
 #include <math.h>
 
@@ -31,7 +32,6 @@ enum {
     TILE = 512,           // pixels per side where tiling is asked for
     SMALLEST_TILE = 128,  // that is chosen to fit a budget
     OVERLAP = 4,          // tiles share at least one in so many of their pixels
-    CHUNK = 16 << 20,     // bytes of a weight read at a time
 };
 
 static const char *const PASS_NAMES[] = {[VAE_DECODE] = "decode", [VAE_ENCODE] = "encode"};
@@ -238,33 +238,19 @@ VaeMemory vae_memory(const VaeRun *r) {
 
 // ---- weights ----------------------------------------------------------------------------------
 
-static bool load_weight(const BoundWeight *b, const Param *p, uint8_t *chunk, uint64_t room, Error *err) {
-    for (uint64_t at = 0; at < b->bytes;) {
-        uint64_t n = MIN(room, b->bytes - at), lies = n;
-        const void *data = bound_data(b, at, &lies);
-        if (data) n = lies;
-        else if (!bound_read(b, at, chunk, n, err)) return false;
-        if (!dev_write(p->buffer, p->offset + at, data ? data : chunk, n, err)) return false;
-        at += n;
-    }
-    return true;
-}
-
 static bool load_weights(VaeRun *r, Error *err) {
-    uint64_t room = CHUNK;
-    for (int i = 0; i < r->half->count; i++) room = MAX(room, bound_row_bytes(&r->half->weight[i]));
-    uint8_t *chunk = MEM_ARRAY(NULL, uint8_t, room);
+    int count = r->half->count, items = 0;
+    UploadItem *item = MEM_ARRAY(NULL, UploadItem, MAX(count, 1));
     bool ok = true;
-    for (int i = 0, next = 0; ok && i < r->half->count; i++) {
+    for (int i = 0, next = 0; ok && i < count; i++) {
         const BoundWeight *b = &r->half->weight[i];
         if (!b->pieces) continue;
-        uint64_t row = bound_row_bytes(b);
-        ok = load_weight(b, store_at(r->store, next++), chunk, room / row * row, err);
-        if (!ok) err_prefix(err, "%s", b->name);
-        if (ok && b->scale != 1)
-            ok = param_write(store_at(r->store, next++), DT_F32, &b->scale, err);
+        const Param *p = store_at(r->store, next++);
+        item[items++] = (UploadItem){b, p->buffer, p->offset};
+        if (b->scale != 1) ok = param_write(store_at(r->store, next++), DT_F32, &b->scale, err);
     }
-    mem_free(chunk);
+    ok = ok && upload_weights(item, items, NULL, NULL, err);
+    mem_free(item);
     return ok;
 }
 

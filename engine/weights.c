@@ -420,6 +420,16 @@ const void *weights_data(const Weights *w, const WeightTensor *t) {
     return root->read || t->stride ? NULL : root->maps.v[t->file].data + t->at;
 }
 
+void weights_advise(const Weights *w, const WeightTensor *t, uint64_t offset, uint64_t bytes,
+                    MapAdvice advice) {
+    const Weights *root = root_of(w);
+    if (root->read || root->borrowed || t->stride || !bytes) return;
+    const FileMap *map = &root->maps.v[t->file];
+    uint64_t at = (t->at + offset) / MAP_STEP * MAP_STEP; // whole steps, also around the ends
+    uint64_t end = MIN(align_up(t->at + offset + bytes, MAP_STEP), map->size);
+    if (at < end) os_map_advise(map, at, end - at, advice);
+}
+
 Weights *weights_synthetic(void *parent, const char *name, const WeightTensor *tensors, int count,
                            WeightsRead *read, void *user) {
     Weights *w = MEM_NEW(parent, Weights);

@@ -7,6 +7,7 @@
 #define KILN_ENGINE_WEIGHTS_H
 
 #include "backend/dtype.h"
+#include "backend/os.h"         // MapAdvice
 #include "backend/ops/tensor.h" // MAX_DIMS
 
 typedef struct WeightTensor {
@@ -47,6 +48,9 @@ bool weights_read(const Weights *w, const WeightTensor *t, uint64_t offset, void
 // The tensor in the mapping (aligned to nothing), or NULL where it does not stand there as such
 // (synthetic ones; PyTorch's that are not contiguous): weights_read works for all.
 const void *weights_data(const Weights *w, const WeightTensor *t);
+// Advice about these bytes of a tensor's file (os_map_advise); elsewhere it does nothing. Any thread.
+void weights_advise(const Weights *w, const WeightTensor *t, uint64_t offset, uint64_t bytes,
+                    MapAdvice advice);
 
 // A set whose bytes come from a function: tests, `--dummy`. `tensors` (count of them, with name,
 // dtype, shape) are copied; `read` fills any byte range of tensor number `index` (as given).
