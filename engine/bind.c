@@ -46,6 +46,22 @@ static bool report(const Binding *b, int wants, Error *err) {
     return false;
 }
 
+const char *const bind_marks[] = {"scaled_fp8", "*.scale_input", "*.input_scale", "*.comfy_quant",
+                                  "*.scaled_fp8", NULL};
+
+bool bind_matches(const char *name, const char *const *patterns) {
+    for (; patterns && *patterns; patterns++) {
+        const char *p = *patterns;
+        if (p[0] == '*') {
+            size_t n = strlen(name), m = strlen(p + 1);
+            if (n >= m && !strcmp(name + n - m, p + 1)) return true;
+        } else if (!strncmp(name, p, strlen(p))) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // ---- pieces -------------------------------------------------------------------------------------
 
 // Splits "NAME[a:b/n]" in place; without brackets a part is the whole: 0:1/1.
@@ -143,7 +159,9 @@ static bool find_pieces(Binding *b, const BindWant *want, BoundWeight *bound) {
     return bound->pieces > 0;
 }
 
-static DType device_type(const BoundWeight *bound, const BindWant *want, DType asked) {
+static DType device_type(const BoundWeight *bound, const BindWant *want, const BindOptions *o) {
+    bool keep = dtype_is_packed(o->type) && bind_matches(want->name, o->keep);
+    DType asked = keep ? DT_COUNT : o->type;
     const BindPiece *first = &bound->piece[0];
     DType type = first->t->dtype;
     bool same = type != DT_F64;
@@ -195,7 +213,7 @@ static void bind_one(Binding *b, void *parent, const BindWant *want, BoundWeight
     if (!find_pieces(b, want, bound) || !check_shape(b, want, bound)) return;
     for (int i = 0; i < bound->pieces; i++)
         if (!find_scale(b, bound->piece[i].t, &bound->piece[i].scale)) return;
-    bound->dtype = device_type(bound, want, b->options->type);
+    bound->dtype = device_type(bound, want, b->options);
     int64_t count = 1;
     for (int i = 0; i < bound->ndim; i++) count *= bound->shape[i];
     bound->bytes = dtype_bytes(bound->dtype, (uint64_t)count);
@@ -209,32 +227,17 @@ static void bind_one(Binding *b, void *parent, const BindWant *want, BoundWeight
 
 // ---- all of them --------------------------------------------------------------------------------
 
-static bool matches(const char *name, const char *const *patterns) {
-    for (; patterns && *patterns; patterns++) {
-        const char *p = *patterns;
-        if (p[0] == '*') {
-            size_t n = strlen(name), m = strlen(p + 1);
-            if (n >= m && !strcmp(name + n - m, p + 1)) return true;
-        } else if (!strncmp(name, p, strlen(p))) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static int by_address(const void *a, const void *b) {
     uintptr_t x = (uintptr_t)*(const WeightTensor *const *)a, y = (uintptr_t)*(const WeightTensor *const *)b;
     return x < y ? -1 : x > y;
 }
 
 static void find_unexpected(Binding *b) {
-    static const char *const marks[] = {"scaled_fp8", "*.scale_input", "*.input_scale", "*.comfy_quant",
-                                        "*.scaled_fp8", NULL};
     if (b->used.n) qsort(b->used.v, (size_t)b->used.n, sizeof *b->used.v, by_address);
     for (int i = 0; i < weights_count(b->w); i++) {
         const WeightTensor *t = weights_at(b->w, i);
         if (b->used.n && bsearch(&t, b->used.v, (size_t)b->used.n, sizeof *b->used.v, by_address)) continue;
-        if (!matches(t->name, marks) && !matches(t->name, b->options->ignore))
+        if (!bind_matches(t->name, bind_marks) && !bind_matches(t->name, b->options->ignore))
             PROBLEM(b, unexpected, "%s %s %s", t->name, dtype_name(t->dtype),
                     shape_text(b->scratch, t->ndim, t->shape));
     }

@@ -61,6 +61,9 @@ typedef struct BindOptions {
     // Type on the device for matrices (two dimensions and more); DT_COUNT: as in the file.
     // Conversions run row by row while loading; no second copy of a tensor is made on the host.
     DType type;
+    // Beginnings of wanted names that keep the file's type where `type` is a packed one: what little
+    // there is of them is worth more than the bytes. NULL-terminated; NULL: none.
+    const char *const *keep;
     // Tensors that may be in the file unused: a NULL-terminated list of beginnings ("first_stage.")
     // and, after a '*', endings ("*.position_ids"); others that are not wanted are listed as
     // unexpected. fp8's marks (scaled_fp8, *.scale_input, *.input_scale, *.comfy_quant, and scales

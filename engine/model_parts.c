@@ -227,10 +227,10 @@ static bool open_part(Opened *o, PartId id, const char *path, const char *option
     return true;
 }
 
-static bool check_complete(const Opened *o, Error *err) {
+static bool check_complete(const Opened *o, bool partial, Error *err) {
     int missing = 0;
     for (int i = 0; i < PART_COUNT; i++) missing += !o->parts.part[i].weights;
-    if (!missing) return true;
+    if (!missing || (partial && missing < PART_COUNT)) return true;
     err_failed(err, "%s: expected a model with all its parts, found %d missing; give them",
                o->parts.path, missing);
     for (int i = 0; i < PART_COUNT; i++)
@@ -264,7 +264,7 @@ static bool open_all(Opened *o, const ModelPaths *paths, Error *err) {
             return false;
     if (paths->distill && !open_part(o, PART_T5, paths->distill_path, "--distill", err)) return false;
     o->parts.distill = paths->distill;
-    return check_complete(o, err);
+    return check_complete(o, paths->partial, err);
 }
 
 static void close_opened(void *parts) {

@@ -15,6 +15,7 @@ typedef struct ModelPaths {
     const char *part[PART_COUNT]; // --diffusion-model, --clip-l, --t5xxl, --vae: override
     bool distill;                 // --distill: the T5 part is a distilled T5-Base
     const char *distill_path;
+    bool partial;                 // parts may be missing (convert); at least one is there
 } ModelPaths;
 
 typedef struct ModelPart {

@@ -251,7 +251,7 @@ FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, DT
     bool ok = flux_config(w, config_json, &m->config, err);
     NameLayout copy = *layout;
     BindOptions options = {.names = names_translate, .user = &copy, .type = type,
-                           .ignore = flux_ignore};
+                           .keep = flux_keep, .ignore = flux_ignore};
     if (ok) {
         m->want = flux_wants(m, &m->config, &m->count);
         m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);

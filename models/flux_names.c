@@ -51,6 +51,8 @@ static const NameLayout layouts[] = {
 };
 
 const char *const flux_ignore[] = {NULL};
+const char *const flux_keep[] = {"img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.",
+                                 "final_layer.", NULL};
 
 const NameLayout *flux_layout(void *parent, const Weights *w, const char **prefix) {
     return names_detect(parent, w, layouts, COUNT_OF(layouts), prefix);

@@ -96,6 +96,16 @@ static const NameLayout tied_layout = {"transformers", "", tied_rows, COUNT_OF(t
 const char *const t5_ignore[] = {"decoder.", "dec.", "lm_head.", "output.weight", "encoder.embed_tokens.",
                                  "spiece_model", "logit_scale", NULL};
 
+const char *const t5_keep[] = {
+    "shared.", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.", NULL};
+
+const char *t5_gguf_name(void *parent, const char *name) {
+    const char *theirs[BIND_MAX_PIECES] = {0};
+    NameLayout copy = layouts[1];
+    names_translate(&copy, name, theirs, parent);
+    return theirs[0] == name ? mem_strdup(parent, name) : theirs[0];
+}
+
 static const NameLayout *layout_of(void *parent, const Weights *w, const char **prefix) {
     return names_detect(parent, w, layouts, COUNT_OF(layouts), prefix);
 }
@@ -208,7 +218,7 @@ T5Model *t5_open(void *parent, const Weights *w, const char *config_json, DType 
     if (ok) {
         NameLayout copy = *layout;
         BindOptions options = {.names = names_translate, .user = &copy, .type = type,
-                               .ignore = t5_ignore};
+                               .keep = t5_keep, .ignore = t5_ignore};
         m->want = t5_wants(m, &m->config, &m->count);
         m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);
         ok = m->weight != NULL;

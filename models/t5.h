@@ -51,6 +51,9 @@ bool t5_check_config(const T5Config *c, Error *err);
 BindWant *t5_wants(void *parent, const T5Config *c, int *count);
 int t5_width(const T5Config *c); // of the states: the projection's, else D
 extern const char *const t5_ignore[];
+extern const char *const t5_keep[]; // keep their type where a packed one is asked for: both tables
+// llama.cpp's name of a wanted tensor, as GGUF files have it; below parent.
+const char *t5_gguf_name(void *parent, const char *name);
 
 // T5-XXL v1.1's encoder at 1/divisor of width and depth, rounded up to whole heads of the real size.
 T5Config t5_preset(int divisor);

@@ -7,23 +7,12 @@ static bool refuse(const Cmd *cmd, const char *instead, Error *err) {
     return cmd_usage(cmd, err, "not available in this version; %s", instead);
 }
 
-static bool run_convert(Cmd *cmd, const void *values, Error *err) {
-    (void)values;
-    return refuse(cmd, "`kiln train --weight-type f16` writes smaller weights", err);
-}
-
 static bool run_serve(Cmd *cmd, const void *values, Error *err) {
     (void)values;
     return refuse(cmd, "use `kiln generate`", err);
 }
 
 #define TEXT "This subcommand comes with a later version: it is refused, whatever its options."
-
-const Command cmd_convert = {
-    .name = "convert", .summary = "(later) change the layout or type of weights", .text = TEXT,
-    .values_size = sizeof(Values), .common_offset = NO_COMMON, .run = run_convert,
-        .any_arguments = true,
-};
 
 const Command cmd_serve = {
     .name = "serve", .summary = "(later) HTTP API and web page", .text = TEXT,
