@@ -124,8 +124,12 @@ static bool generate(KilnModel *m, const KilnRequest *r, KilnImages *images, Err
     float *z = MEM_ARRAY(scratch, float, (size_t)f.count * latent);
     bool ok = flux_pipeline_generate(m->flux, &f, x, z, NULL, NULL, err);
     if (ok) kiln_images_begin(images, m, r, f.steps, r->cfg_scale, f.width, f.height);
-    if (ok && !strcmp(flux_pipeline_info(m->flux).variant, "dev")) images->parameters.guidance = r->guidance;
-    if (ok && r->negative_prompt) images->parameters.negative = mem_strdup(images, r->negative_prompt);
+    if (ok) {
+        Parameters *text = &images->parameters;
+        flux_pipeline_describe(m->flux, &f, &p, images, text);
+        text->model = mem_strdup(images, text->model); // pictures may outlive the model
+        text->negative = mem_strdup(images, text->negative);
+    }
     for (int i = 0; i < f.count && ok; i++)
         ok = kiln_images_put(images, i, f.prompt, x + (size_t)i * picture, err);
     mem_free(scratch);

@@ -2,36 +2,61 @@
 #include "engine/parameters.h"
 
 #include "backend/os.h"
+#include "engine/sampler.h"
 
-#include <ctype.h>
 #include <inttypes.h>
 
-// "out/cats/model.safetensors" is known as "cats", "models/nano.safetensors" as "nano".
-static void model_name(const char *path, char *out, size_t size) {
-    snprintf(out, size, "%s", os_base_name(path));
-    if (!strcmp(out, "model.safetensors")) {
+char *parameters_model(void *parent, const char *path) {
+    static const char *const endings[] = {".safetensors", ".gguf"};
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--; // a folder's
+    char *name = mem_strdup(parent, os_base_name(mem_strndup(parent, path, n)));
+    if (!strcmp(name, "model.safetensors")) {
         char *dir = os_dir_name(NULL, path);
-        if (strcmp(dir, ".")) snprintf(out, size, "%s", os_base_name(dir));
+        if (strcmp(dir, ".")) name = mem_strdup(parent, os_base_name(dir));
         mem_free(dir);
     }
-    if (str_ends(out, ".safetensors")) out[strlen(out) - strlen(".safetensors")] = 0;
+    for (size_t i = 0; i < COUNT_OF(endings); i++)
+        if (str_ends(name, endings[i])) name[strlen(name) - strlen(endings[i])] = 0;
+    return name;
+}
+
+// A1111 quotes such values as JSON strings.
+static char *quoted(void *parent, const char *value) {
+    if (!strpbrk(value, ",:\n")) return mem_strdup(parent, value);
+    char *out = mem_new(parent, 2 * strlen(value) + 3), *to = out;
+    *to++ = '"';
+    for (; *value; value++) {
+        if (strchr("\"\\\n", *value)) *to++ = '\\';
+        *to++ = *value == '\n' ? 'n' : *value;
+    }
+    *to++ = '"';
+    return out;
+}
+
+void parameters_add(void *parent, Parameters *p, const char *name, const char *format, ...) {
+    char value[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(value, sizeof value, format, args);
+    va_end(args);
+    p->more = mem_printf(parent, "%s, %s: %s", p->more ? p->more : "", name, quoted(parent, value));
 }
 
 char *parameters_text(void *parent, const Parameters *p) {
-    char model[200], seed[48] = "", sampler[64], guidance[64] = "";
-    model_name(p->model, model, sizeof model);
-    snprintf(sampler, sizeof sampler, "%s", p->sampler);
-    sampler[0] = (char)toupper((unsigned char)sampler[0]);
+    char seed[48] = "", guidance[64] = "";
+    const Sampler *sampler = sampler_find(p->sampler);
+    char *model = quoted(parent, parameters_model(parent, p->model));
     if (p->seeded) snprintf(seed, sizeof seed, "Seed: %" PRIu64 ", ", p->seed);
     if (p->guidance > 0)
         snprintf(guidance, sizeof guidance, "Distilled CFG Scale: %.15g, ", p->guidance);
     bool negative = p->negative && *p->negative;
     return mem_printf(parent,
                       "%s\n%s%s%sSteps: %d, Sampler: %s, CFG scale: %.15g, %s%sSize: %dx%d, Model: "
-                      "%s%s%s%s",
+                      "%s%s%s%s%s",
                       p->prompt ? p->prompt : "", negative ? "Negative prompt: " : "",
-                      negative ? p->negative : "", negative ? "\n" : "", p->steps, sampler,
-                      p->cfg_scale, guidance, seed, p->width, p->height, model,
-                      p->torch_rng ? ", RNG: CPU" : "", p->version ? ", Version: Kiln " : "",
-                      p->version ? p->version : "");
+                      negative ? p->negative : "", negative ? "\n" : "", p->steps,
+                      sampler ? sampler->title : p->sampler, p->cfg_scale, guidance, seed, p->width,
+                      p->height, model, p->more ? p->more : "", p->torch_rng ? ", RNG: CPU" : "",
+                      p->version ? ", Version: Kiln " : "", p->version ? p->version : "");
 }

@@ -16,8 +16,17 @@ typedef struct Parameters {
     bool seeded;         // false: the noise was given
     uint64_t seed;
     bool torch_rng;
+    const char *more;    // made by parameters_add; NULL: nothing
     const char *version; // of Kiln; NULL: left out
 } Parameters;
+
+// One more setting, behind the model's name: "Denoising strength: 0.75". A value with a comma, colon
+// or line break is put in quotes, as A1111 does. The text hangs on `parent`.
+void parameters_add(void *parent, Parameters *p, const char *name, const char *format, ...)
+    PRINTF_LIKE(4, 5);
+// The name under which a model file is shown: without folder and ending ("out/cats/model.safetensors"
+// is "cats"). Below parent.
+char *parameters_model(void *parent, const char *path);
 
 // "cat\nSteps: 50, Sampler: Euler, CFG scale: 3, Seed: 1, Size: 32x32, Model: nano-cifar10, ..."
 char *parameters_text(void *parent, const Parameters *p);

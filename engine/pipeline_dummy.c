@@ -1,6 +1,8 @@
 // pipeline_dummy.c: see pipeline_dummy.h.
 #include "engine/pipeline_dummy.h"
 
+#include "backend/os.h"
+
 #include "engine/dummy.h"
 #include "models/autoencoder_kl.h"
 #include "models/clip.h"
@@ -48,7 +50,7 @@ typedef struct Dummy {
 
 static void add(Dummy *d, PartId id, const char *name, const BindWant *wants, int count, DType type) {
     d->set[id] = dummy_weights(d, name, wants, count, type, (uint64_t)id);
-    d->parts.part[id] = (ModelPart){.weights = d->set[id], .path = name};
+    d->parts.part[id] = (ModelPart){.weights = d->set[id], .path = os_path_join(d, d->parts.path, name)};
 }
 
 static void dummy_close(void *parts) {

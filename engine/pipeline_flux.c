@@ -12,7 +12,7 @@
 struct FluxPipeline {
     Device *dev;
     const ModelParts *parts;
-    DType compute;
+    DType compute, type; // type: DT_COUNT: as in the files
     FluxModel *model;
     ClipModel *clip;
     T5Model *t5;
@@ -87,6 +87,7 @@ FluxPipeline *flux_pipeline_open(void *parent, Device *dev, const ModelParts *pa
     p->dev = dev;
     p->parts = parts;
     p->compute = options->compute;
+    p->type = options->type;
     if (!open_models(p, options, err) || !check_parts(p, err) || !open_shift(p, err)) {
         flux_pipeline_close(p);
         return NULL;
@@ -257,6 +258,7 @@ static bool plan_vae(FluxPipeline *p, VaePass pass, const FluxRequest *r, uint64
         .arena_bytes = m.arena_bytes, .peak_bytes = m.peak_bytes, .weights_bytes = m.weights_bytes,
         .flops = m.flops,
     });
+    if (m.tiles_x * m.tiles_y > 1) plan->tile_width = m.tile_width, plan->tile_height = m.tile_height;
     vae_run_free(run);
     return true;
 }
@@ -315,12 +317,65 @@ bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, 
     *plan = (FluxPlan){.driver_bytes = dev_info(p->dev)->driver_bytes};
     Schedule *schedule = request_schedule(p, p, r, err);
     if (!schedule) return false;
+    plan->steps = schedule->steps;
     Shape shape = shape_of(r, schedule->steps);
+    plan->prompts = shape.prompts;
     mem_free(schedule);
     bool ok = plan_all(p, r, &shape, budget, plan, err);
     plan->planning_ms = (os_seconds() - start) * 1e3;
     if (!ok) over_budget(p, r, &shape, budget ? budget : dev_memory(p->dev).budget, err);
     return ok;
+}
+
+// ---- settings as text ---------------------------------------------------------------------------
+
+static void describe_guidance(const Guidance *g, void *parent, Parameters *out) {
+    if (g->kind && g->kind != guidance_at(0)) parameters_add(parent, out, "CFG schedule", "%s", g->kind->name);
+    if (g->hi > 0) parameters_add(parent, out, "CFG interval", "%g-%g", g->lo, g->hi);
+}
+
+// The model's own: its file, or a folder directly in it.
+static bool own_part(const char *model, const char *part) {
+    size_t n = strlen(model);
+    while (n > 1 && model[n - 1] == '/') n--;
+    if (strncmp(part, model, n) != 0) return false;
+    return !part[n] || (part[n] == '/' && !strpbrk(part + n + 1, "/."));
+}
+
+// Parts from files other than the model's, as the web UI Forge lists them.
+static void describe_parts(const ModelParts *parts, void *parent, Parameters *out) {
+    int modules = 0;
+    for (int i = 0; i < PART_COUNT; i++) {
+        const char *path = parts->part[i].path;
+        char name[24];
+        if (!path || own_part(parts->path, path)) continue;
+        snprintf(name, sizeof name, "Module %d", modules + 1);
+        if (i == PART_TRANSFORMER) out->model = path;
+        else parameters_add(parent, out, name, "%s", parameters_model(parent, path)), modules++;
+    }
+}
+
+void flux_pipeline_describe(const FluxPipeline *p, const FluxRequest *r, const FluxPlan *plan,
+                            void *parent, Parameters *out) {
+    out->model = p->parts->path;
+    out->negative = r->negative;
+    out->sampler = r->sampler->name;
+    out->steps = r->steps;
+    out->cfg_scale = r->cfg.scale;
+    out->guidance = p->model->config.guidance ? r->guidance : 0;
+    out->torch_rng = r->rng == NOISE_TORCH;
+    describe_parts(p->parts, parent, out);
+    if (r->init) parameters_add(parent, out, "Denoising strength", "%.15g", r->strength);
+    if (r->schedule && r->schedule != schedule_at(0))
+        parameters_add(parent, out, "Schedule type", "%s", r->schedule->name);
+    if (r->shift > 0) parameters_add(parent, out, "Shift", "%.15g", r->shift);
+    if (plan->prompts > 1) describe_guidance(&r->cfg, parent, out);
+    if (r->cfg.threshold > 0) parameters_add(parent, out, "Dynamic threshold", "%.15g", r->cfg.threshold);
+    if (r->t5_tokens != p->info.t5_tokens) parameters_add(parent, out, "T5 tokens", "%d", r->t5_tokens);
+    if (p->type != DT_COUNT) parameters_add(parent, out, "Weights", "%s", dtype_name(p->type));
+    if (p->compute == DT_F32) parameters_add(parent, out, "Precision", "f32");
+    if (plan->tile_width)
+        parameters_add(parent, out, "VAE tiling", "%dx%d", plan->tile_width, plan->tile_height);
 }
 
 // ---- running ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@
 #include "engine/image.h"
 #include "engine/model_parts.h"
 #include "engine/noise.h"
+#include "engine/parameters.h"
 #include "engine/sampler.h"
 #include "engine/stack.h"
 #include "engine/vae.h"
@@ -83,6 +84,9 @@ typedef struct FluxPlan {
     int stages;
     FluxStagePlan stage[FLUX_MAX_STAGES];
     int peak_stage;       // the one that takes most
+    int prompts;          // 2 where the negative prompt counts
+    int steps;            // that are run: fewer than the request's where it starts from a picture
+    int tile_width, tile_height; // pixels, where a picture is decoded or encoded in tiles; else 0
     uint64_t peak_bytes, driver_bytes;
     double planning_ms;
 } FluxPlan;
@@ -98,6 +102,11 @@ bool flux_pipeline_check(const FluxPipeline *p, FluxRequest *r, Error *err);
 // Plans every stage within `budget` bytes (0: the device's). False where one does not fit: the text
 // gives the smallest budget that does.
 bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, FluxPlan *plan, Error *err);
+
+// The settings of a planned request that change its pictures, for the text in picture files: all of
+// `out` but prompt, seed and size. What it points to hangs on `parent` or belongs to the request.
+void flux_pipeline_describe(const FluxPipeline *p, const FluxRequest *r, const FluxPlan *plan,
+                            void *parent, Parameters *out);
 
 typedef struct FluxSeconds { double text, encode, schedule, denoise, decode; } FluxSeconds;
 // pictures [count, 3, H, W] in -1..1 (not clamped), latents [count, C, H/8, W/8]. `seconds` and

@@ -79,10 +79,10 @@ static bool step_dpmpp_2m(SamplerRun *run, int i, Error *err) {
 }
 
 static const Sampler samplers[] = {
-    {"euler", "one call of the model per step, first order", 1, false, false, step_euler},
-    {"euler_ancestral", "euler that takes noise out and puts fresh noise in", 1, true, false,
-     step_ancestral},
-    {"dpmpp_2m", "DPM-Solver++(2M): one call per step, second order", 1, false, true,
+    {"euler", "one call of the model per step, first order", "Euler", 1, false, false, step_euler},
+    {"euler_ancestral", "euler that takes noise out and puts fresh noise in", "Euler a", 1, true,
+     false, step_ancestral},
+    {"dpmpp_2m", "DPM-Solver++(2M): one call per step, second order", "DPM++ 2M", 1, false, true,
      step_dpmpp_2m},
 };
 

@@ -43,6 +43,7 @@ typedef struct SamplerRun {
 
 typedef struct Sampler {
     const char *name, *help;
+    const char *title; // as the A1111 web UI calls it, for the settings in pictures
     int evals;       // calls of the model per step
     bool stochastic; // draws noise on the way
     bool keeps;      // has SamplerRun.memory

@@ -103,21 +103,28 @@ static bool dump_latents(const Job *job, const char *name, const float *v, Error
     return job_dump(job, name, COUNT_OF(shape), shape, v, err);
 }
 
-bool job_begin_dump(Job *job, const float *noise, const float *sigmas, int points, Error *err) {
+static int steps_of(const Job *job) { return job->taken ? job->taken : job->steps; }
+
+bool job_begin_trace(Job *job, Error *err) {
     if (!job->dump) return true;
     uint64_t bytes =
-        (uint64_t)job->count * job->latent_numbers * sizeof(float) * (uint64_t)job->steps;
+        (uint64_t)job->count * job->latent_numbers * sizeof(float) * (uint64_t)steps_of(job);
     if (bytes > MAX_TRACE_BYTES)
         return err_failed(err, "--dump: expected at most %d MiB of latents, found %d; lower -b or "
                           "--steps", (int)(MAX_TRACE_BYTES >> 20), (int)(bytes >> 20));
     job->trace = mem_new(job, bytes);
-    return dump_latents(job, "noise", noise, err) &&
+    return true;
+}
+
+bool job_begin_dump(Job *job, const float *noise, const float *sigmas, int points, Error *err) {
+    if (!job->dump) return true;
+    return job_begin_trace(job, err) && dump_latents(job, "noise", noise, err) &&
            job_dump(job, "sigmas", 1, (const int64_t[]){points}, sigmas, err);
 }
 
 void job_keep_latents(Job *job, int step, int first, int pictures, const float *latents) {
     size_t n = job->latent_numbers;
-    if (!job->trace || step >= job->steps) return;
+    if (!job->trace || step >= steps_of(job)) return;
     memcpy(job->trace + ((size_t)step * (size_t)job->count + (size_t)first) * n, latents,
            (size_t)pictures * n * sizeof(float));
 }
@@ -153,7 +160,7 @@ static char *settings(void *parent, const Job *job, int k) {
 static bool write_dump(const Job *job, const float *final_latents, Error *err) {
     if (!job->dump) return true;
     size_t n = (size_t)job->count * job->latent_numbers;
-    for (int i = 0; i < job->steps; i++) {
+    for (int i = 0; i < steps_of(job); i++) {
         char name[32];
         snprintf(name, sizeof name, "latent.%d", i);
         if (!dump_latents(job, name, job->trace + (size_t)i * n, err)) return false;

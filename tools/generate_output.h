@@ -14,7 +14,8 @@ typedef struct Job {
     size_t numbers;          // in one picture: 3 * width * height
     int channels, latent_width, latent_height; // of the latents that are sampled
     size_t latent_numbers;
-    int steps;
+    int steps;               // asked for
+    int taken;               // that are run: fewer where a run starts from a picture; 0: all
     Parameters parameters;   // of all pictures; prompt and seed are set per picture
     char **texts;            // [count] prompt or class of each picture
     const char *sheet_text;  // of the sheet
@@ -37,7 +38,9 @@ void job_free(Job *job);
 bool job_check_outputs(Job *job, Error *err);
 // --dump: one array, "NAME.npy". Nothing where no dump is asked for.
 bool job_dump(const Job *job, const char *name, int ndim, const int64_t *shape, const float *v, Error *err);
-// --dump: noise [count, C, h, w] and the schedule's points; makes room for the steps.
+// --dump: makes room for the latents of all steps; with a cause where they are too many.
+bool job_begin_trace(Job *job, Error *err);
+// The same, and noise [count, C, h, w] and the schedule's points are written.
 bool job_begin_dump(Job *job, const float *noise, const float *sigmas, int points, Error *err);
 // Latents of `pictures` pictures from `first` on, after step `step` (from 0).
 void job_keep_latents(Job *job, int step, int first, int pictures, const float *latents);

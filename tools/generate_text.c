@@ -102,10 +102,6 @@ static bool plan_job(const GenerateValues *v, const FluxPipeline *p, TextJob *t,
     job->texts = MEM_ARRAY(job, char *, r->count);
     for (int i = 0; i < r->count; i++) job->texts[i] = mem_strndup(job, r->prompt, r->prompt_size);
     job->sheet_text = job->texts[0];
-    job->parameters.negative = r->negative;
-    job->parameters.sampler = r->sampler->name;
-    job->parameters.cfg_scale = r->cfg.scale;
-    job->parameters.guidance = !strcmp(flux_pipeline_info(p).variant, "dev") ? r->guidance : 0;
     r->seed = job->seed;
     if (v->noise) {
         const int64_t shape[] = {job->count, job->channels, job->latent_height, job->latent_width};
@@ -144,7 +140,7 @@ static bool on_step(void *user, int step, int picture, const float *latent, cons
     TextJob *t = user;
     Job *job = t->job;
     job_keep_latents(job, step, picture, 1, latent);
-    bool last = picture == job->count - 1 && step == job->steps - 1;
+    bool last = picture == job->count - 1 && step == job->taken - 1;
     const PreviewTable *table = preview_table(job->channels);
     if (!table || !job_preview_due(job, last)) return true;
     Image *image = preview_image(NULL, table, clean, job->latent_width, job->latent_height, err);
@@ -170,10 +166,9 @@ static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, Error *err) {
     progress_stage(t->cmd->progress, "planning", NULL);
     if (!flux_pipeline_plan(p, &t->request, 0, plan, err)) return false;
     report_plan(t->cmd, plan);
-    if (job->dump) { // noise and sigmas are dumped by the pipeline, as it makes them
-        job->trace = mem_new(job, (size_t)job->count * job->latent_numbers * sizeof(float) *
-                                      (size_t)job->steps);
-    }
+    job->taken = plan->steps;
+    flux_pipeline_describe(p, &t->request, plan, job, &job->parameters);
+    if (!job_begin_trace(job, err)) return false; // noise and sigmas: as the pipeline makes them
     job->load_seconds = os_seconds() - job->started;
     t->request.events = (FluxEvents){on_stage, on_progress, on_warning, on_array, on_step, t};
     float *latents = MEM_ARRAY(job, float, (size_t)job->count * job->latent_numbers);
@@ -206,7 +201,6 @@ bool generate_text(Cmd *cmd, const GenerateValues *v, Error *err) {
     FluxPlan plan = {0};
     bool ok = make_request(cmd, v, &t, err) && text_model_open(cmd, &v->names, v->precision, &model, err);
     t.dev = model.dev;
-    if (ok) t.job->parameters.model = mem_strdup(t.job, model.parts->path);
     ok = ok && plan_job(v, model.pipeline, &t, err) && make(&t, model.pipeline, &plan, err);
     if (ok) generate_say(cmd, t.job, dev_info(t.dev)->id);
     if (ok && v->common.json) ok = print_result(&t, &plan, model.parts->path, err);
