@@ -160,7 +160,7 @@ static bool find_pieces(Binding *b, const BindWant *want, BoundWeight *bound) {
 }
 
 static DType device_type(const BoundWeight *bound, const BindWant *want, const BindOptions *o) {
-    bool keep = dtype_is_packed(o->type) && bind_matches(want->name, o->keep);
+    bool keep = o->type != DT_COUNT && dtype_is_packed(o->type) && bind_matches(want->name, o->keep);
     DType asked = keep ? DT_COUNT : o->type;
     const BindPiece *first = &bound->piece[0];
     DType type = first->t->dtype;

@@ -36,7 +36,7 @@ typedef struct Reader {
     uint64_t alignment;
 } Reader;
 
-enum { MAX_NAME = 65535, MAX_LISTED = 16 };
+enum { MAX_NAME = 65535, MAX_LISTED = 16, MAX_META = 100000 };
 
 static bool cut(Reader *r) {
     return err_failed(r->err, "%s: expected more of the GGUF header at byte %zu, found the end; the "
@@ -254,16 +254,24 @@ bool gguf_read(void *parent, const char *path, const uint8_t *data, size_t size,
     if (size < 24 || memcmp(data, "GGUF", 4))
         return err_failed(err, "%s: expected a GGUF file, found %zu bytes of something else", path, size);
     take_u32(&r, &version);
-    if (version != 2 && version != 3)
-        return err_failed(err, "%s: expected GGUF version 2 or 3 (little endian), found %u; take a "
-                          "newer file", path, version);
+    if (version != 2 && version != 3) {
+        bool big = version && !(version & 0xffff); // the bytes of a small number, turned round
+        return err_failed(err, "%s: expected GGUF version 2 or 3, little endian, found %s %u; %s", path,
+                          big ? "a big-endian file, version" : "version", big ? version >> 24 : version,
+                          big || version < 2 ? "convert it anew with its own tools"
+                                             : "this program is older than the file");
+    }
     take_u64(&r, &tensors);
     take_u64(&r, &meta);
     // The least that each takes in the file: counts cannot claim memory that the file does not fill.
-    if (meta > (size - r.at) / 13 || tensors > (size - r.at) / 25 || tensors > INT32_MAX / 2)
+    if (meta > (size - r.at) / 13 || tensors > (size - r.at) / 25)
         return err_failed(err, "%s: expected counts that fit the file's %zu bytes, found %" PRIu64
                           " tensors and %" PRIu64 " metadata entries; the file is cut or damaged",
                           path, size, tensors, meta);
+    if (!weight_list_room(path, tensors, err)) return false;
+    if (meta > MAX_META)
+        return err_failed(err, "%s: expected at most %d metadata entries, found %" PRIu64 "; the file is "
+                          "damaged or hostile", path, MAX_META, meta);
     if (!take_meta(&r, meta, out)) return false;
     for (uint64_t i = 0; i < tensors; i++) {
         WeightTensor t;

@@ -111,9 +111,10 @@ KilnModel *kiln_model_open(KilnContext *ctx, const char *path, const KilnModelOp
     KilnModel *m = MEM_NEW(NULL, KilnModel);
     m->ctx = ctx;
     m->path = mem_strdup(m, path ? path : "");
-    bool parts = options->diffusion_model || options->dummy || (path && model_has_parts(path));
+    bool parts = options->diffusion_model || options->dummy;
+    bool ok = parts || !path || model_has_parts(path, &parts, &err);
     m->kind = parts ? &kiln_text : &kiln_nano;
-    if (!m->kind->open(m, options, &err)) {
+    if (!ok || !m->kind->open(m, options, &err)) {
         kiln_model_close(m);
         m = NULL;
     }

@@ -6,6 +6,7 @@
 #include "engine/model_path.h"
 
 enum { MAX_CONFIG = 1 << 20, MAX_SETS = 4 * PART_COUNT };
+#define MODEL "a FLUX.1 model"
 
 // What is closed with the parts.
 typedef struct Opened {
@@ -16,116 +17,58 @@ typedef struct Opened {
 
 // ---- recognition --------------------------------------------------------------------------------
 
-typedef struct Kind { const char *name, *title; } Kind;
-static const Kind kinds[] = {
-    {"flux", "FLUX.1"},
-    {"sd1", "Stable Diffusion 1"},
-    {"sd2", "Stable Diffusion 2"},
-    {"sdxl", "Stable Diffusion XL"},
-    {"sdxl-refiner", "Stable Diffusion XL refiner"},
-    {"sd3", "Stable Diffusion 3"},
-    {"cascade", "Stable Cascade"},
-    {"pixart", "PixArt"},
-    {"auraflow", "AuraFlow"},
-    {"hunyuan-dit", "Hunyuan-DiT"},
-    {"z-image", "Z-Image"},
-    {"qwen-image", "Qwen-Image"},
-    {"controlnet", "a ControlNet"},
-    {"clip_l", "a CLIP text encoder"},
-    {"t5", "a T5 encoder"},
-    {"vae", "an autoencoder"},
-    {"nano", "Nano-Sora"},
-};
-
-const char *architecture_title(const char *architecture) {
-    for (size_t i = 0; i < COUNT_OF(kinds); i++)
-        if (!strcmp(kinds[i].name, architecture)) return kinds[i].title;
-    return architecture;
-}
-
-// A tensor that only this kind has; where several fit, the first row. Names are tried with every
-// prefix below in front.
-typedef struct Marker { const char *kind, *name, *also; } Marker;
-static const Marker markers[] = {
-    {"controlnet", "controlnet_cond_embedding.conv_in.weight", NULL},
-    {"controlnet", "control_model.input_hint_block.0.weight", NULL},
-    {"flux", "double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"},
-    {"flux", "transformer_blocks.0.attn.add_q_proj.weight", "single_transformer_blocks.0.proj_mlp.weight"},
-    {"sd3", "joint_blocks.0.x_block.attn.qkv.weight", NULL},
-    {"sd3", "transformer_blocks.0.attn.add_q_proj.weight", "pos_embed.proj.weight"},
-    {"auraflow", "double_layers.0.attn.w1q.weight", NULL},
-    {"auraflow", "joint_transformer_blocks.0.attn.to_q.weight", NULL},
-    {"qwen-image", "transformer_blocks.0.img_mod.1.weight", NULL},
-    {"z-image", "noise_refiner.0.attention.to_q.weight", NULL},
-    {"z-image", "noise_refiner.0.attention.qkv.weight", NULL},
-    {"hunyuan-dit", "blocks.0.attn2.to_q.weight", NULL},
-    {"hunyuan-dit", "blocks.0.default_modulation.1.weight", NULL},
-    {"pixart", "adaln_single.linear.weight", NULL},
-    {"pixart", "t_block.1.weight", "y_embedder.y_proj.fc1.weight"},
-    {"sdxl", "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight", NULL},
-    {"sdxl-refiner", "conditioner.embedders.0.model.transformer.resblocks.0.attn.in_proj_weight", NULL},
-    {"sd2", "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight", NULL},
-    {"sd1", "cond_stage_model.transformer.text_model.final_layer_norm.weight", NULL},
-    {"sdxl", "add_embedding.linear_1.weight", NULL},
-    {"sdxl", "label_emb.0.0.weight", NULL},
-    {"cascade", "clip_txt_pooled_mapper.weight", NULL},
-    {"sd1", "input_blocks.0.0.weight", NULL},
-    {"sd1", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", NULL},
-    {"nano", "y_embedder.embedding_table.weight", "x_embedder.proj.weight"},
-    {"vae", "decoder.conv_in.weight", NULL},
-    {"vae", "decoder.1.weight", NULL},
-    {"t5", "encoder.block.0.layer.0.SelfAttention.q.weight", NULL},
-    {"t5", "enc.blk.0.attn_q.weight", NULL},
-    {"clip_l", "text_model.encoder.layers.0.self_attn.q_proj.weight", NULL},
-};
-static const char *const prefixes[] = {"", "model.diffusion_model.", "diffusion_model.", "transformer.",
-                                       "model.", "vae.", "first_stage_model."};
-
-static bool holds(const Weights *w, const char *prefix, const char *name) {
-    if (!name) return true;
-    char full[200];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
-    return weights_find(w, full) != NULL;
-}
-
-const char *weights_architecture(const Weights *w, const char **prefix) {
-    for (size_t i = 0; i < COUNT_OF(markers); i++)
-        for (size_t k = 0; k < COUNT_OF(prefixes); k++)
-            if (holds(w, prefixes[k], markers[i].name) && holds(w, prefixes[k], markers[i].also)) {
-                if (prefix) *prefix = prefixes[k];
-                return markers[i].kind;
-            }
-    return NULL;
-}
-
-// Pipelines of diffusers, by the beginning of their class names; longer ones first.
-static const struct { const char *start, *kind; } classes[] = {
-    {"StableDiffusionXLImg2Img", "sdxl-refiner"}, {"StableDiffusionXL", "sdxl"},
-    {"StableDiffusion3", "sd3"}, {"StableDiffusion", "sd1"}, {"StableCascade", "cascade"},
-    {"FluxControl", "controlnet"}, {"Flux", "flux"}, {"PixArt", "pixart"}, {"AuraFlow", "auraflow"},
-    {"HunyuanDiT", "hunyuan-dit"}, {"ZImage", "z-image"}, {"QwenImage", "qwen-image"},
-};
-
-static bool expect_flux(const char *path, const char *kind, const char *found, Error *err) {
-    if (kind && !strcmp(kind, "flux")) return true;
-    if (!kind)
-        return err_failed(err, "%s: expected a FLUX.1 model, found %s", path, found);
-    return err_failed(err, "%s: expected a FLUX.1 model, found %s; this version runs FLUX.1 and nano",
-                      path, architecture_title(kind));
+static bool wrong_kind(const char *what, const char *expected, const Weights *w, const char *kind, Error *err) {
+    if (kind) {
+        const char *hint = architecture_hint(kind);
+        return err_failed(err, "%s: expected %s, found %s; %s", what, expected, architecture_title(kind),
+                          hint ? hint : "this version runs FLUX.1 and Nano-Sora");
+    }
+    return err_failed(err, "%s: expected %s, found tensors of no known model (%.100s first)", what, expected,
+                      weights_count(w) ? weights_at(w, 0)->name : "none");
 }
 
 // ---- opening ------------------------------------------------------------------------------------
 
-// Text of a small file; NULL where there is none (or it is too large to be one).
-static const char *text_in(void *parent, const char *folder, const char *name) {
-    char *path = os_path_join(NULL, folder, name);
-    size_t n;
-    Error ignored = {0};
-    const char *text = os_path_kind(path) == PATH_FILE
-                           ? (const char *)os_read_file(parent, path, MAX_CONFIG, &n, &ignored)
-                           : NULL;
-    mem_free(path);
+// Text of a small file; NULL with an error. Mapped, so that a pipe is refused, not waited for.
+static char *text_at(void *parent, const char *path, Error *err) {
+    FileMap map;
+    if (!os_map(&map, path, err)) return NULL;
+    bool ok = map.size <= MAX_CONFIG && (!map.size || !memchr(map.data, 0, map.size));
+    char *text = ok ? mem_strndup(parent, map.size ? (const char *)map.data : "", map.size) : NULL;
+    if (!ok)
+        err_failed(err, "%s: expected at most %d KiB of text, found %zu bytes%s; the file is damaged", path,
+                   MAX_CONFIG >> 10, map.size, map.size <= MAX_CONFIG ? " with zeros" : "");
+    os_unmap(&map);
     return text;
+}
+
+// The same in a folder, where it may be missing (*text stays NULL).
+static bool text_in(void *parent, const char *folder, const char *name, const char **text, Error *err) {
+    char *path = os_path_join(NULL, folder, name);
+    bool ok = os_path_kind(path) == PATH_NONE || (*text = text_at(parent, path, err));
+    mem_free(path);
+    return ok;
+}
+
+// The pipeline's kind; for Stable Diffusion the UNet's own configuration tells which.
+static const char *folder_kind(const char *path, const char *class_name) {
+    const char *kind = pipeline_architecture(class_name);
+    if (!kind || strncmp(kind, "sd", 2)) return kind;
+    static const struct { const char *kind; int64_t width; const char *is; } narrower[] = {
+        {"sd1", 1024, "sd2"}, {"sdxl", 1280, "sdxl-refiner"}, {"sdxl-refiner", 2048, "sdxl"}};
+    void *scratch = mem_new(NULL, 1);
+    const char *text = NULL;
+    text_in(scratch, os_path_join(scratch, path, "unet"), "config.json", &text, NULL);
+    Json *config = text ? json_parse(text, strlen(text), path, NULL) : NULL;
+    int64_t width = json_int(json_get(config, "cross_attention_dim"), 0);
+    for (size_t i = 0; i < COUNT_OF(narrower); i++)
+        if (!strcmp(kind, narrower[i].kind) && width == narrower[i].width) {
+            kind = narrower[i].is;
+            break;
+        }
+    json_free(config);
+    mem_free(scratch);
+    return kind;
 }
 
 static Weights *open_set(Opened *o, const char *path, Error *err) {
@@ -156,15 +99,18 @@ static const Folder folders[] = {
 static bool open_folder(Opened *o, const ModelPaths *paths, Error *err) {
     const char *path = paths->model;
     char *index_path = os_path_join(o, path, "model_index.json");
-    Json *index = json_parse_file(index_path, MAX_CONFIG, err);
+    char *text = text_at(o, index_path, err);
+    Json *index = text ? json_parse(text, strlen(text), index_path, err) : NULL;
     if (!index) return false;
     const char *class_name = json_string(json_get(index, "_class_name"), "");
-    const char *kind = NULL;
-    for (size_t i = 0; i < COUNT_OF(classes) && !kind; i++)
-        if (!strncmp(class_name, classes[i].start, strlen(classes[i].start))) kind = classes[i].kind;
-    char *found = mem_printf(o, "the pipeline \"%.60s\"", class_name);
+    const char *kind = folder_kind(path, class_name);
+    bool ok = kind && !strcmp(kind, "flux");
+    if (!ok && kind) wrong_kind(path, MODEL, NULL, kind, err);
+    else if (!ok)
+        err_failed(err, "%s: expected " MODEL ", found the pipeline \"%.60s\" in its model_index.json", path,
+                   class_name);
     json_free(index);
-    if (!expect_flux(path, kind, found, err)) return false;
+    if (!ok) return false;
     for (size_t i = 0; i < COUNT_OF(folders); i++) {
         const Folder *f = &folders[i];
         ModelPart *part = &o->parts.part[f->id];
@@ -176,13 +122,12 @@ static bool open_folder(Opened *o, const ModelPaths *paths, Error *err) {
         bool replaced = paths->part[f->id] || (f->id == PART_T5 && paths->distill);
         if (replaced || os_path_kind(folder) != PATH_DIR) continue;
         part->path = folder;
-        part->config = text_in(o, folder, "config.json");
+        if (!text_in(o, folder, "config.json", &part->config, err)) return false;
         part->weights = open_set(o, folder, err);
         if (!part->weights) return false;
     }
     char *scheduler = os_path_join(o, path, "scheduler");
-    o->parts.scheduler = text_in(o, scheduler, "scheduler_config.json");
-    return true;
+    return text_in(o, scheduler, "scheduler_config.json", &o->parts.scheduler, err);
 }
 
 // One file: the transformer alone, or ComfyUI's checkpoint with everything in it.
@@ -190,14 +135,16 @@ static bool open_file(Opened *o, const char *path, Error *err) {
     const Weights *w = open_set(o, path, err);
     if (!w) return false;
     const char *prefix = "", *kind = weights_architecture(w, &prefix);
-    if (!expect_flux(path, kind, "tensors of no known model", err)) return false;
+    if (!kind || strcmp(kind, "flux")) return wrong_kind(path, MODEL, w, kind, err);
     const struct { PartId id; const char *prefix; } inside[] = {
         {PART_TRANSFORMER, prefix},
         {PART_CLIP_L, "text_encoders.clip_l.transformer."},
         {PART_T5, "text_encoders.t5xxl.transformer."},
         {PART_VAE, "vae."},
+        {PART_VAE, "first_stage_model."},
     };
     for (size_t i = 0; i < COUNT_OF(inside); i++) {
+        if (o->parts.part[inside[i].id].weights) continue;
         const Weights *part = part_of(o, w, inside[i].prefix);
         if (part) o->parts.part[inside[i].id] = (ModelPart){.weights = part, .path = path};
     }
@@ -216,13 +163,13 @@ static bool open_part(Opened *o, PartId id, const char *path, const char *option
     const Weights *w = open_set(o, path, err);
     if (!w) return err_prefix(err, "%s", option);
     const char *prefix = "", *kind = weights_architecture(w, &prefix);
-    // A folder's config.json, or one beside the file, describes it.
-    const char *folder = os_path_kind(path) == PATH_DIR ? path : os_dir_name(o, path);
-    part->config = os_path_kind(path) == PATH_DIR ? text_in(o, folder, "config.json") : NULL;
     part->path = path;
-    if (!kind || strcmp(kind, wanted[id].kind))
-        return err_failed(err, "%s: %s: expected %s, found %s", option, path, wanted[id].title,
-                          kind ? architecture_title(kind) : "tensors of no known model");
+    part->config = NULL; // of a replaced part
+    if (os_path_kind(path) == PATH_DIR && !text_in(o, path, "config.json", &part->config, err)) return false;
+    if (!kind || strcmp(kind, wanted[id].kind)) {
+        char *what = mem_printf(o, "%s: %s", option, path);
+        return wrong_kind(what, wanted[id].title, w, kind, err);
+    }
     part->weights = part_of(o, w, prefix);
     return true;
 }
@@ -289,18 +236,20 @@ void model_parts_close(ModelParts *parts) {
     if (parts) parts->close(parts);
 }
 
-bool model_has_parts(const char *path) {
-    char *index = os_path_join(NULL, path, "model_index.json");
-    bool folder = os_path_kind(index) == PATH_FILE;
-    mem_free(index);
-    if (folder) return true;
+bool model_has_parts(const char *path, bool *parts, Error *err) {
     void *scratch = mem_new(NULL, 1);
-    Error ignored = {0};
-    const char *file = os_path_kind(path) == PATH_DIR ? path : model_path(scratch, path, &ignored);
-    Weights *w = file ? weights_open(scratch, file, &ignored) : NULL;
-    bool nano = w && weights_meta(w, "kiln.config");
-    bool parts = w && !nano;
-    weights_close(w);
+    char *index = os_path_join(scratch, path, "model_index.json");
+    *parts = os_path_kind(index) == PATH_FILE;
+    if (!*parts) {
+        const char *file = os_path_kind(path) == PATH_DIR ? path : model_path(scratch, path, err);
+        Weights *w = file ? weights_open(scratch, file, err) : NULL;
+        if (!w) {
+            mem_free(scratch);
+            return false;
+        }
+        *parts = !weights_meta(w, "kiln.config");
+        weights_close(w);
+    }
     mem_free(scratch);
-    return parts;
+    return true;
 }

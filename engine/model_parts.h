@@ -41,12 +41,17 @@ ModelParts *model_parts_open(void *parent, const ModelPaths *paths, Error *err);
 void model_parts_close(ModelParts *parts); // NULL is allowed
 
 // The name of what a set of weights holds, known by its tensors: "flux", "sd1", "sd2", "sdxl",
-// "sdxl-refiner", "sd3", "clip_l", "t5", "vae", ...; NULL: not recognised. *prefix (may be NULL):
-// what stands in front of the part's own names.
+// "sdxl-refiner", "sd3", "lora", "clip_l", "t5", "vae", ...; NULL: not recognised. *prefix (may be
+// NULL): what stands in front of the part's own names.
 const char *weights_architecture(const Weights *w, const char **prefix);
-// A sentence part for people: "Stable Diffusion XL". `architecture` as above.
+// The same for a pipeline class of diffusers ("StableDiffusionXLPipeline"); NULL: not known.
+const char *pipeline_architecture(const char *class_name);
+// A sentence part for people: "Stable Diffusion XL (SDXL)". `architecture` as above.
 const char *architecture_title(const char *architecture);
+// How a part of FLUX.1 is given ("give it with --vae"); NULL: it is none.
+const char *architecture_hint(const char *architecture);
 // Is `path` something for model_parts_open (a diffusers folder, or a file that is no Nano-Sora)?
-bool model_has_parts(const char *path);
+// False with an error where nothing is there, or nothing that can be read.
+bool model_has_parts(const char *path, bool *parts, Error *err);
 
 #endif

@@ -1,7 +1,7 @@
 // pickle.c: see pickle.h.
 #include "engine/pickle.h"
 
-enum { VALUES_PER_CHUNK = 512 };
+enum { VALUES_PER_CHUNK = 512, SLOTS_PER_CHUNK = 4096 };
 
 typedef struct Machine {
     void *parent; // of the tree
@@ -12,7 +12,10 @@ typedef struct Machine {
     bool (*allowed)(const char *name);
     Error *err;
     PickleValue *free_values; // of the current chunk
-    int left, values;
+    int left, values, items;
+    PickleValue **free_slots; // of the current chunk of items
+    int slots;
+    ARRAY(const char *) names; // each allowed one once
     ARRAY(PickleValue *) stack;
     ARRAY(PickleValue *) memo;
     ARRAY(int) marks; // heights of the stack
@@ -25,7 +28,7 @@ static bool damaged(Machine *m, const char *what) {
 
 static PickleValue *new_value(Machine *m, PickleKind kind) {
     if (m->values++ == PICKLE_MAX_VALUES) {
-        damaged(m, "more than 4000000 values");
+        damaged(m, "more values than any model has");
         return NULL;
     }
     if (!m->left) {
@@ -40,6 +43,7 @@ static PickleValue *new_value(Machine *m, PickleKind kind) {
 
 static bool push(Machine *m, PickleValue *v) {
     if (!v) return false;
+    if (m->stack.n == PICKLE_MAX_ITEMS) return damaged(m, "a stack without bounds");
     ARR_PUSH(m->scratch, &m->stack, v);
     return true;
 }
@@ -58,15 +62,35 @@ static PickleValue *top(Machine *m) {
     return v;
 }
 
-static void add_item(Machine *m, PickleValue *to, PickleValue *item) {
-    arr_grow(m->parent, (void **)&to->item, to->n, &to->cap, sizeof item);
+static PickleValue **new_slots(Machine *m, int count) {
+    if (count > SLOTS_PER_CHUNK / 4) return MEM_ARRAY(m->parent, PickleValue *, count);
+    if (count > m->slots) {
+        m->free_slots = MEM_ARRAY(m->parent, PickleValue *, SLOTS_PER_CHUNK);
+        m->slots = SLOTS_PER_CHUNK;
+    }
+    m->slots -= count;
+    m->free_slots += count;
+    return m->free_slots - count;
+}
+
+static bool add_item(Machine *m, PickleValue *to, PickleValue *item) {
+    if (m->items++ == PICKLE_MAX_ITEMS) return damaged(m, "containers without bounds");
+    if (to->n == to->cap) { // slots come from chunks: a block for each small tuple would be large
+        int cap = MAX(2 * to->cap, 2);
+        PickleValue **more = new_slots(m, cap);
+        if (to->n) memcpy(more, to->item, sizeof *more * (size_t)to->n);
+        to->item = more;
+        to->cap = cap;
+    }
     to->item[to->n++] = item;
+    return true;
 }
 
 static bool push_items(Machine *m, PickleKind kind, int from) { // takes the stack above `from`
     PickleValue *v = new_value(m, kind);
     if (!v) return false;
-    for (int i = from; i < m->stack.n; i++) add_item(m, v, m->stack.v[i]);
+    for (int i = from; i < m->stack.n; i++)
+        if (!add_item(m, v, m->stack.v[i])) return false;
     m->stack.n = from;
     return push(m, v);
 }
@@ -75,6 +99,12 @@ static bool push_last(Machine *m, PickleKind kind, int count) {
     int floor = m->marks.n ? m->marks.v[m->marks.n - 1] : 0;
     if (m->stack.n - count < floor) return damaged(m, "an empty stack");
     return push_items(m, kind, m->stack.n - count);
+}
+
+static bool push_mark(Machine *m) {
+    if (m->marks.n == PICKLE_MAX_ITEMS) return damaged(m, "marks without bounds");
+    ARR_PUSH(m->scratch, &m->marks, m->stack.n);
+    return true;
 }
 
 static bool pop_mark(Machine *m, int *height) {
@@ -91,7 +121,8 @@ static bool extend(Machine *m, int from, bool pairs) {
     bool fits = to->kind == PICKLE_CALL || to->kind == (pairs ? PICKLE_DICT : PICKLE_LIST);
     if (!fits || (pairs && (m->stack.n - from) % 2)) return damaged(m, "items without a container");
     if (to->kind == PICKLE_CALL && !pairs) return damaged(m, "items added to an object");
-    for (int i = from; i < m->stack.n; i++) add_item(m, to, m->stack.v[i]);
+    for (int i = from; i < m->stack.n; i++)
+        if (!add_item(m, to, m->stack.v[i])) return false;
     m->stack.n = from;
     return true;
 }
@@ -153,12 +184,16 @@ static bool push_global(Machine *m, const char *module, size_t a, const char *na
     if (a > 200 || b > 200) return damaged(m, "a name of more than 200 bytes");
     PickleValue *v = new_value(m, PICKLE_GLOBAL);
     if (!v) return false;
-    char *text = mem_printf(m->parent, "%.*s.%.*s", (int)a, module, (int)b, name);
+    char text[402];
+    snprintf(text, sizeof text, "%.*s.%.*s", (int)a, module, (int)b, name);
     if (!m->allowed(text))
         return err_failed(m->err, "%s: expected tensors only, found a use of Python's %.200s; nothing "
                           "was run: take a safetensors file, or save only the state_dict", m->what,
                           text);
-    v->text = text;
+    int i = 0;
+    while (i < m->names.n && strcmp(m->names.v[i], text)) i++;
+    if (i == m->names.n) ARR_PUSH(m->scratch, &m->names, mem_strdup(m->parent, text));
+    v->text = m->names.v[i];
     v->bytes = strlen(text);
     return push(m, v);
 }
@@ -190,7 +225,7 @@ static bool op_stack_global(Machine *m) {
 static bool memo_put(Machine *m, uint64_t index) {
     PickleValue *v = top(m);
     if (!v) return false;
-    if (index >= m->size) return damaged(m, "a memo index past its size");
+    if (index >= m->size || index >= PICKLE_MAX_ITEMS) return damaged(m, "a memo index past its size");
     while ((uint64_t)m->memo.n <= index) ARR_PUSH(m->scratch, &m->memo, NULL);
     m->memo.v[index] = v;
     return true;
@@ -236,7 +271,7 @@ static bool step(Machine *m, uint8_t op) {
     switch (op) {
     case 0x80: return take_number(m, 1, &skipped);                              // PROTO
     case 0x95: return take_number(m, 8, &skipped);                              // FRAME
-    case '(': ARR_PUSH(m->scratch, &m->marks, m->stack.n); return true;         // MARK
+    case '(': return push_mark(m);                                              // MARK
     case '0': return pop(m) != NULL;                                            // POP
     case '2': return push(m, top(m));                                           // DUP
     case '1': case 't': case 'l': case 'd': case 'e': case 'u': return op_marked(m, op);
@@ -278,7 +313,8 @@ PickleValue *pickle_read(void *parent, const char *what, const uint8_t *data, si
     Machine m = {.parent = parent, .what = what, .data = data, .size = size, .allowed = allowed,
                  .err = err};
     if (size > PICKLE_MAX_BYTES) {
-        err_failed(err, "%s: expected a pickle of at most 64 MiB, found %zu bytes", what, size);
+        err_failed(err, "%s: expected a pickle of at most %zu MiB, found %zu bytes", what,
+                   PICKLE_MAX_BYTES >> 20, size);
         return NULL;
     }
     m.scratch = mem_new(NULL, 1);

@@ -2,7 +2,7 @@
 // Nothing is ever executed: a call is a node that holds its name and arguments, and names that the
 // caller has not allowed are refused.
 //
-// Memory is bounded by the size of the pickle (and PICKLE_MAX_VALUES). A tree may share nodes and, in
+// Memory is bounded by the size of the pickle, PICKLE_MAX_VALUES and PICKLE_MAX_ITEMS. A tree may share nodes and, in
 // a hostile file, hold itself: walkers bound their depth and the number of nodes they visit.
 // Thread-safety: a tree that was read is never changed.
 #ifndef KILN_ENGINE_PICKLE_H
@@ -10,8 +10,8 @@
 
 #include "backend/base.h"
 
-enum { PICKLE_MAX_VALUES = 4000000 };
-#define PICKLE_MAX_BYTES ((size_t)64 << 20)
+enum { PICKLE_MAX_VALUES = 1000000, PICKLE_MAX_ITEMS = 2000000 };
+#define PICKLE_MAX_BYTES ((size_t)32 << 20)
 
 typedef enum {
     PICKLE_NONE, PICKLE_BOOL, PICKLE_INT, PICKLE_FLOAT, PICKLE_TEXT,

@@ -61,6 +61,7 @@ typedef struct Reader {
     void *parent;
     const char *path;
     const uint8_t *data;
+    size_t size;
     Zip zip;
     const char *folder; // what stands before "data.pkl": "archive/"
     WeightList *out;
@@ -69,6 +70,8 @@ typedef struct Reader {
 } Reader;
 
 enum { MAX_DEPTH = 32, MAX_VISITED = 2000000 };
+// Storages of larger archives are as large as the model: checksums would take as long as loading.
+#define CHECKED_ARCHIVE ((size_t)64 << 20)
 
 static bool bad_tensor(Reader *r, const char *name, const char *found) {
     return err_failed(r->err, "%s: tensor %.100s: expected a storage with a shape inside it, found %s; "
@@ -164,7 +167,7 @@ static bool add_tensor(Reader *r, const char *name, const PickleValue *call) {
     if (!set_strides(r, &t, stride, offset, count)) return false;
     t.at = (uint64_t)(member->data - r->data) + (t.count ? offset * (uint64_t)dtype_size(t.dtype) : 0);
     ARR_PUSH(r->parent, &r->out->tensors, t);
-    return true;
+    return weight_list_room(r->path, (uint64_t)r->out->tensors.n, r->err);
 }
 
 static bool is_dict(const PickleValue *v) { return v->kind == PICKLE_DICT || is_call(v, IS_DICT); }
@@ -232,12 +235,22 @@ static const ZipMember *find_pickle(Reader *r) {
     return found;
 }
 
+static bool check_sums(Reader *r, const ZipMember *pickle) {
+    for (int i = 0; i < r->zip.n; i++) {
+        const ZipMember *m = &r->zip.members[i];
+        if ((m == pickle || r->size <= CHECKED_ARCHIVE) && !zip_check(r->path, m, r->err)) return false;
+    }
+    return true;
+}
+
 bool pytorch_read(void *parent, const char *path, const uint8_t *data, size_t size, WeightList *out,
                   Error *err) {
     void *scratch = mem_new(NULL, 1); // tree and directory
-    Reader r = {.parent = parent, .path = path, .data = data, .out = out, .err = err};
+    Reader r = {.parent = parent, .path = path, .data = data, .size = size, .out = out,
+                .err = err};
     bool ok = zip_read(scratch, path, data, size, &r.zip, err);
     const ZipMember *pickle = ok ? find_pickle(&r) : NULL;
+    if (pickle && !check_sums(&r, pickle)) pickle = NULL;
     PickleValue *root = pickle ? pickle_read(scratch, path, pickle->data, (size_t)pickle->size,
                                              global_allowed, err) : NULL;
     if (root) {

@@ -153,6 +153,18 @@ static bool parse_header(StFile *f, const Json *header, uint64_t start, Error *e
     return check_cover(f, start, err); // names differ: json_parse refused the rest
 }
 
+// Before anything is built: a tensor has one brace of its own, and about ten values.
+static bool check_count(const char *header, uint64_t n, const char *path, Error *err) {
+    uint64_t braces = 0, values = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        braces += header[i] == '{';
+        values += header[i] == ',' || header[i] == '[';
+    }
+    return (braces <= ST_MAX_TENSORS + 2 && values <= 12 * ST_MAX_TENSORS) ||
+           err_failed(err, "%s: expected at most %d tensors in the header, found more; the file is damaged or "
+                      "hostile", path, ST_MAX_TENSORS);
+}
+
 static bool parse_file(StFile *f, Error *err) {
     if (f->map.size < 8)
         return err_failed(err, "%s: expected a safetensors file, found %zu bytes", f->path,
@@ -169,6 +181,7 @@ static bool parse_file(StFile *f, Error *err) {
                           "%s: expected a header of %llu bytes, found only %zu bytes after its "
                           "length; the file is cut",
                           f->path, (unsigned long long)length, f->map.size - 8);
+    if (!check_count((const char *)f->map.data + 8, length, f->path, err)) return false;
     char what[ERROR_TEXT];
     snprintf(what, sizeof what, "%.300s: header", f->path);
     Json *header = json_parse((const char *)f->map.data + 8, (size_t)length, what, err);

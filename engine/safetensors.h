@@ -15,7 +15,10 @@
 #include "backend/os.h"
 
 enum { ST_MAX_DIMS = 8 };
-#define ST_MAX_HEADER ((uint64_t)100 << 20) // bytes, as in the reference implementation
+// More than any model needs; they bound the memory that a hostile header takes (the reference
+// implementation allows headers of 100 MB).
+#define ST_MAX_HEADER ((uint64_t)24 << 20)
+enum { ST_MAX_TENSORS = 100000 };
 
 // ---- reading ----------------------------------------------------------------------------------
 typedef struct StTensor {

@@ -61,9 +61,16 @@ static bool check_disjoint(const char *path, const WeightList *list, Error *err)
     return ok;
 }
 
+bool weight_list_room(const char *path, uint64_t tensors, Error *err) {
+    return tensors <= WEIGHTS_MAX_TENSORS ||
+           err_failed(err, "%s: expected at most %d tensors, found %llu; the file is damaged or hostile", path,
+                      WEIGHTS_MAX_TENSORS, (unsigned long long)tensors);
+}
+
 bool weight_list_check(const char *path, WeightList *list, uint64_t size, bool disjoint, Error *err) {
     int n = list->tensors.n;
     WeightTensor *v = list->tensors.v;
+    if (!weight_list_room(path, (uint64_t)n, err)) return false;
     if (n) qsort(v, (size_t)n, sizeof *v, by_name);
     for (int i = 0; i < n; i++) {
         if (i && !strcmp(v[i - 1].name, v[i].name))
@@ -112,21 +119,68 @@ static bool safetensors_read(void *parent, const char *path, const uint8_t *data
 typedef bool Read(void *parent, const char *path, const uint8_t *data, size_t size, WeightList *out,
                   Error *err);
 
+// What other files begin with (or hold at `at`), and what they are.
+#define MAGIC(at, bytes, what) {at, sizeof bytes - 1, bytes, what}
+static const struct { size_t at, n; const char *bytes, *what; } foreign[] = {
+    MAGIC(0, "version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it (git lfs pull)"),
+    MAGIC(0, "\x80\x02", "a bare pickle, as PyTorch wrote before 1.6; save it anew, as safetensors best"),
+    MAGIC(0, "\x80\x03", "a bare pickle; save it anew, as safetensors best"),
+    MAGIC(0, "\x80\x04", "a bare pickle; save it anew, as safetensors best"),
+    MAGIC(0, "\x80\x05", "a bare pickle; save it anew, as safetensors best"),
+    MAGIC(0, "FUGG", "a big-endian GGUF; convert it with its own tools"),
+    MAGIC(0, "ggml", "ggml's format before GGUF; convert it with its own tools"),
+    MAGIC(0, "lmgg", "ggml's format before GGUF; convert it with its own tools"),
+    MAGIC(0, "tjgg", "ggml's format before GGUF; convert it with its own tools"),
+    MAGIC(0, "PK\5\6", "an empty zip archive; download the file again"),
+    MAGIC(0, "\x1f\x8b", "a gzip archive; unpack it first"),
+    MAGIC(0, "BZh", "a bzip2 archive; unpack it first"),
+    MAGIC(0, "\xfd" "7zXZ", "an xz archive; unpack it first"),
+    MAGIC(0, "\x28\xb5\x2f\xfd", "a zstd archive; unpack it first"),
+    MAGIC(0, "7z\xbc\xaf", "a 7-Zip archive; unpack it first"),
+    MAGIC(0, "Rar!", "a RAR archive; unpack it first"),
+    MAGIC(257, "ustar", "a tar archive; unpack it first"),
+    MAGIC(0, "\x89PNG", "a picture; name the model's file"),
+    MAGIC(0, "\xff\xd8\xff", "a picture; name the model's file"),
+    MAGIC(0, "\x89HDF", "an HDF5 file (Keras); take the model as safetensors"),
+    MAGIC(0, "\x93NUMPY", "a NumPy array; name the model's file"),
+    MAGIC(0, "\x7f" "ELF", "a program; name the model's file"),
+    MAGIC(0, "%PDF", "a PDF document; name the model's file"),
+};
+
+// Only letters, digits and the like at its beginning? A safetensors file has zeros there.
+static bool is_text(const uint8_t *d, size_t n) {
+    for (size_t i = 0; i < MIN(n, 512); i++)
+        if ((d[i] < 0x20 && !strchr("\t\n\r\f", d[i])) || !d[i] || d[i] == 0x7f) return false;
+    return n > 0;
+}
+
+static bool is_web_page(const uint8_t *d, size_t n) {
+    static const char *const starts[] = {"<!doctype html", "<html", "<head", "<?xml", "<script", "<!--"};
+    size_t at = n >= 3 && !memcmp(d, "\xef\xbb\xbf", 3) ? 3 : 0;
+    while (at < n && strchr(" \t\r\n", d[at]) && d[at]) at++;
+    for (size_t i = 0; i < COUNT_OF(starts); i++) {
+        size_t k = 0;
+        while (starts[i][k] && at + k < n && (d[at + k] | (starts[i][k] > 0x40 ? 0x20 : 0)) == starts[i][k]) k++;
+        if (!starts[i][k]) return true;
+    }
+    return false;
+}
+
 // The reader for what the file begins with; NULL with an error for kinds that are known and not read.
 static Read *reader_of(const char *path, const uint8_t *d, size_t n, const char **format, Error *err) {
-    static const char lfs[] = "version https://git-lfs";
     const char *wrong = NULL;
     if (n >= 4 && !memcmp(d, "GGUF", 4)) return *format = "gguf", gguf_read;
     if (n >= 4 && !memcmp(d, "PK\3\4", 4)) return *format = "pytorch", pytorch_read;
-    if (n == 0) wrong = "an empty one";
-    else if (n >= sizeof lfs && !memcmp(d, lfs, sizeof lfs - 1))
-        wrong = "a Git LFS pointer: download the file itself";
-    else if (n >= 2 && d[0] == 0x80 && d[1] >= 2 && d[1] <= 5)
-        wrong = "a bare pickle, as PyTorch wrote before 1.6: save it anew, as safetensors best";
-    else if (n >= 4 && (!memcmp(d, "ggml", 4) || !memcmp(d, "lmgg", 4) || !memcmp(d, "FUGG", 4)))
-        wrong = "an older or big-endian form of GGUF: convert it with its own tools";
-    else if (n >= 8 && d[0] == '{')
-        wrong = "JSON: name the weight file, its *.safetensors.index.json or its folder";
+    for (size_t i = 0; i < COUNT_OF(foreign) && !wrong; i++)
+        if (n >= foreign[i].at + foreign[i].n && !memcmp(d + foreign[i].at, foreign[i].bytes, foreign[i].n))
+            wrong = foreign[i].what;
+    if (n == 0) wrong = "an empty one; download it again";
+    else if (!wrong && is_web_page(d, n))
+        wrong = "a web page; open the address in a browser (a login or a licence may stand before the "
+                "download)";
+    else if (!wrong && is_text(d, n))
+        wrong = d[0] == '{' ? "JSON; name the weight file, its *.safetensors.index.json or its folder"
+                            : "a text; name the model's file";
     if (!wrong) return *format = "safetensors", safetensors_read;
     err_failed(err, "%s: expected a weight file (safetensors, GGUF or PyTorch), found %s", path, wrong);
     return NULL;
@@ -161,6 +215,8 @@ static void adopt(Weights *w, const WeightList *list) {
 
 // ---- shards ---------------------------------------------------------------------------------------
 
+enum { MAX_INDEX = 16 << 20, MAX_SHARDS = 1000 };
+
 typedef struct Shard { const char *file; WeightList list; } Shard;
 typedef struct Index {
     Weights *w;
@@ -188,8 +244,9 @@ static bool list_shards(Index *x, const Json *map, Error *err) {
             return err_failed(err, "%s: %.100s: expected the name of a file in the same folder, found "
                               "\"%.100s\"; the index is damaged or hostile", x->path, json_name(m), file);
         if (shard_of(x, file)) continue;
-        if (x->shards.n == 1000)
-            return err_failed(err, "%s: expected at most 1000 shards, found more", x->path);
+        if (x->shards.n == MAX_SHARDS)
+            return err_failed(err, "%s: expected at most %d shards, found more; the index is damaged",
+                              x->path, MAX_SHARDS);
         Shard shard = {.file = mem_strdup(x->w, file)};
         ARR_PUSH(x->w, &x->shards, shard);
     }
@@ -256,7 +313,15 @@ static bool pick_tensors(Index *x, const Json *map, Error *err) {
 }
 
 static bool open_index(Weights *w, const char *path, Error *err) {
-    Json *json = json_parse_file(path, 0, err); // a tensor named twice is refused here
+    FileMap file; // mapped, not read: a pipe is refused, not waited for
+    if (!os_map(&file, path, err)) return false;
+    const char *text = file.size ? (const char *)file.data : "";
+    // A tensor named twice is refused here.
+    Json *json = file.size > MAX_INDEX ? NULL : json_parse(text, file.size, path, err);
+    if (file.size > MAX_INDEX)
+        err_failed(err, "%s: expected an index of at most %d MiB, found %zu bytes; the file is damaged", path,
+                   MAX_INDEX >> 20, file.size);
+    os_unmap(&file);
     if (!json) return false;
     Index x = {.w = w, .path = path, .dir = os_dir_name(w, path)};
     const Json *map = json_get(json, "weight_map");
@@ -311,7 +376,8 @@ static char *pick_file(void *parent, const char *dir, Error *err) {
     int shards = 0;
     for (int i = 0; i < count && !files; i++) shards += is_shard_name(names[i]);
     if (err) *err = list;
-    err_failed(err, "%s: expected one weight file in the folder, found %s; %s", dir,
+    err_failed(err, "%s: expected one weight file (model.safetensors, ...) in the folder, found %s; %s",
+               dir,
                files ? "several" : shards ? "shards without their *.safetensors.index.json" : "none",
                files ? "name one of them" : "name the file");
     if (err) err->items = files;

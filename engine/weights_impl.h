@@ -13,6 +13,10 @@ typedef struct WeightList {
     ARRAY(WeightMeta) meta;
 } WeightList;
 
+// More tensors than any model has: bounds the memory that a hostile header takes.
+enum { WEIGHTS_MAX_TENSORS = 100000 };
+bool weight_list_room(const char *path, uint64_t tensors, Error *err); // false where there are more
+
 // Fills count and bytes from dtype and shape, and checks them: at most MAX_DIMS dimensions, no
 // overflow, rows of whole blocks.
 bool weight_measure(const char *path, WeightTensor *t, Error *err);

@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#include <zlib.h>
+
 static uint64_t get(const uint8_t *b, int n) { // little endian
     uint64_t v = 0;
     for (int i = n - 1; i >= 0; i--) v = v << 8 | b[i];
@@ -12,6 +14,7 @@ static uint64_t get(const uint8_t *b, int n) { // little endian
 enum {
     LOCAL = 0x04034b50, CENTRAL = 0x02014b50, END = 0x06054b50, END64 = 0x06064b50,
     LOCATOR64 = 0x07064b50,
+    MAX_MEMBERS = 200000,
     LOCAL_BYTES = 30, CENTRAL_BYTES = 46, END_BYTES = 22, END64_BYTES = 56, LOCATOR64_BYTES = 20,
 };
 
@@ -93,6 +96,7 @@ static bool read_member(void *parent, const char *path, const uint8_t *data, uin
     uint64_t name_bytes = get(c + 28, 2), extra = get(c + 30, 2), comment = get(c + 32, 2);
     uint64_t packed = get(c + 20, 4), offset = get(c + 42, 4);
     m->size = get(c + 24, 4);
+    m->crc = (uint32_t)get(c + 16, 4);
     if (end - *at - CENTRAL_BYTES < name_bytes + extra + comment)
         return bad(path, "an entry that reaches past the directory", err);
     const char *name = (const char *)c + CENTRAL_BYTES;
@@ -148,7 +152,9 @@ static bool check_members(const char *path, const Zip *zip, Error *err) {
 bool zip_read(void *parent, const char *path, const uint8_t *data, size_t size, Zip *out, Error *err) {
     Directory d = {0};
     if (!find_directory(path, data, size, &d, err)) return false;
-    if (d.entries > 1000000) return bad(path, "more than a million members", err);
+    if (d.entries > MAX_MEMBERS)
+        return err_failed(err, "%s: expected at most %d members, found %llu; the file is damaged or hostile",
+                          path, MAX_MEMBERS, (unsigned long long)d.entries);
     *out = (Zip){MEM_ARRAY(parent, ZipMember, MAX(d.entries, 1)), 0};
     uint64_t at = d.at;
     for (uint64_t i = 0; i < d.entries; i++, out->n++)
@@ -157,7 +163,19 @@ bool zip_read(void *parent, const char *path, const uint8_t *data, size_t size, 
     return check_members(path, out, err);
 }
 
+bool zip_check(const char *path, const ZipMember *m, Error *err) {
+    uLong crc = crc32(0, NULL, 0);
+    for (uint64_t at = 0; m->crc && at < m->size;) {
+        uInt n = (uInt)MIN(m->size - at, 1u << 30);
+        crc = crc32(crc, m->data + at, n);
+        at += n;
+    }
+    return !m->crc || crc == m->crc ||
+           err_failed(err, "%s: %.100s: expected data with the checksum %08x, found %08x; the file is damaged, "
+                      "download it again", path, m->name, (unsigned)m->crc, (unsigned)crc);
+}
+
 const ZipMember *zip_find(const Zip *zip, const char *name) {
-    ZipMember key = {name, NULL, 0};
+    ZipMember key = {.name = name};
     return zip->n ? bsearch(&key, zip->members, (size_t)zip->n, sizeof key, by_name) : NULL;
 }

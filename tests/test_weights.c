@@ -19,6 +19,9 @@ static Bytes load(const char *path) {
     Bytes b = {0};
     b.v = os_read_file(NULL, path, 1 << 20, &b.n, &err);
     CHECK(b.v != NULL);
+    // Without zip's checksums, as PyTorch writes it when told so: damage must reach what is behind.
+    for (size_t i = 0; i + 46 < b.n && !memcmp(b.v, "PK", 2); i++)
+        if (!memcmp(b.v + i, "PK\1\2", 4)) memset(b.v + i + 16, 0, 4);
     return b;
 }
 
@@ -483,9 +486,9 @@ static void other_kinds(void **state) {
     expect_refused("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9", 9, "before 1.6");
     expect_refused("version https://git-lfs.github.com/spec/v1\noid", 46, "LFS pointer");
     expect_refused("{\"weight_map\": {}}", 18, "JSON");
-    expect_refused("ggml\1\0\0\0", 8, "older");
+    expect_refused("ggml\1\0\0\0", 8, "before GGUF");
     expect_refused("PK\3\4 and nothing else that a zip would have", 40, "zip archive");
-    expect_refused("some text that is no weight file at all", 39, "some.file");
+    expect_refused("some text that is no weight file at all", 39, "a text");
 }
 
 static int set_up(void **state) {

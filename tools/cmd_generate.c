@@ -154,7 +154,8 @@ static bool check(const Cmd *cmd, const GenerateValues *v, Error *err) {
 static bool run(Cmd *cmd, const void *values, Error *err) {
     const GenerateValues *v = values;
     if (!check(cmd, v, err)) return false;
-    bool text = text_model_given(&v->names) || model_has_parts(v->names.model);
+    bool text = text_model_given(&v->names);
+    if (!text && !model_has_parts(v->names.model, &text, err)) return false;
     if (text)
         return refuse_given(cmd, of_nano, COUNT_OF(of_nano), "a model that takes --prompt", err) &&
                generate_text(cmd, v, err);
