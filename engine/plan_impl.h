@@ -15,6 +15,7 @@ struct Plan {
     // By storage: bytes from the start of the arena, and the size of the arena's blocks.
     uint64_t *offset, block;
     Program *program;
+    uint64_t looked; // tests: how many things planning looked at in its searches
 };
 
 TensorRef tensor_ref(const Tensor *t); // without buffer and offset
