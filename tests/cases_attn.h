@@ -19,8 +19,9 @@ enum {
     ONE = 256,     // each query sees one key: y is that value, dv a sum of dy, exactly
     FULLY = 512,   // some queries see no key
     ADDED = 1024,  // finite values in the mask
-    ATTN_FLAGS_END = 2048, // further flags of one file start here
-    ANY_MASK = MASK | MASK_B | MASK_H,
+    MASK_S = 2048, // [B, 1, 1, S]: the same keys for all queries, as text encoders pad
+    ATTN_FLAGS_END = 4096, // further flags of one file start here
+    ANY_MASK = MASK | MASK_B | MASK_H | MASK_S,
 };
 
 typedef struct AttnRow {
@@ -34,6 +35,10 @@ typedef struct AttnRow {
     {"random 1x1", 1, 1, 1, 1, 1, 1, 0, FILL_RANDOM, 0},                                         \
     {"random 3x7", 2, 3, 7, 1, 1, 3, 0, FILL_RANDOM, 0},                                         \
     {"random 17x65", 1, 17, 65, 3, 3, 17, GAP, FILL_RANDOM, 0},                                  \
+    {"random d2", 2, 20, 37, 3, 3, 2, 0, FILL_RANDOM, 0},                                        \
+    {"random d12", 1, 33, 40, 2, 2, 12, GAP, FILL_RANDOM, 0},                                    \
+    {"random mask keys", 3, 21, 67, 3, 3, 40, MASK_S | ADDED | GAP, FILL_RANDOM, 0},             \
+    {"random mask keys fully", 3, 18, 33, 4, 2, 64, MASK_S | ADDED | FULLY, FILL_RANDOM, 2},     \
     {"random 64x64 d64", 2, 64, 64, 3, 3, 64, 0, FILL_RANDOM, 0},                                \
     {"random grouped", 2, 33, 40, 6, 2, 32, GAP, FILL_RANDOM, 0},                                \
     {"random one key", 2, 70, 1, 2, 2, 64, 0, FILL_RANDOM, 0},                                   \
@@ -62,8 +67,9 @@ static inline double mask_added(uint64_t random) {
 static inline void attn_mask_tensor(Case *c, int operand, DType type, const AttnRow *r,
                                     double (*value)(const Case *, int, int64_t, uint64_t)) {
     if (!(r->flags & ANY_MASK)) return;
-    int64_t b = r->flags & MASK_B ? r->B : 1, h = r->flags & MASK_H ? r->H : 1;
-    case_tensor(c, operand, type, r->fill, 4, SHAPE(b, h, r->T, r->S))->value = value;
+    int64_t b = r->flags & (MASK_B | MASK_S) ? r->B : 1, h = r->flags & MASK_H ? r->H : 1;
+    int64_t t = r->flags & MASK_S ? 1 : r->T;
+    case_tensor(c, operand, type, r->fill, 4, SHAPE(b, h, t, r->S))->value = value;
 }
 
 // Gaps and leads of all operands that are there.

@@ -102,7 +102,8 @@ static void pair(const Case *c, const HostTensor *t, int64_t b, int64_t h, int64
     }
     double add = 0;
     const HostTensor *m = &t[attn_bwd_mask];
-    if (m->present) add = at4(m, m->shape[0] == 1 ? 0 : b, m->shape[1] == 1 ? 0 : h, q, s);
+    if (m->present)
+        add = at4(m, m->shape[0] == 1 ? 0 : b, m->shape[1] == 1 ? 0 : h, m->shape[2] == 1 ? 0 : q, s);
     double lse = t[attn_bwd_lse].v[(b * H + h) * T + q];
     if (isinf(add) || isinf(lse)) return;
     p = exp(dot * scale + add - lse) * (2 + size * scale + fabs(add) + fabs(lse));
