@@ -244,6 +244,9 @@ static bool plan_stack(FluxPipeline *p, StageId id, const Shape *shape, uint64_t
         .arena_bytes = m.arena_bytes + m.state_bytes, .peak_bytes = m.peak_bytes,
         .moved_bytes_per_step = m.moved_bytes, .weights_bytes = m.resident_bytes + m.slots_bytes,
     });
+    FluxStagePlan *stage = &plan->stage[plan->stages - 1];
+    for (; stage->units < stack_units(s.stack); stage->units++)
+        stage->streamed_units += !stack_unit_resident(s.stack, stage->units);
     stage_close(&s);
     return true;
 }
@@ -310,6 +313,15 @@ static bool over_budget(FluxPipeline *p, const FluxRequest *r, const Shape *shap
     return err_failed(err, "memory: expected a budget of at least %s (%llu bytes) for all stages, found %s; "
                       "give --vram %lluM or more, or a smaller picture", text, (unsigned long long)need, have,
                       (unsigned long long)((need + (1 << 20) - 1) >> 20));
+}
+
+uint64_t flux_pipeline_smallest(FluxPipeline *p, const FluxRequest *r) {
+    Error ignored = {0};
+    Schedule *schedule = request_schedule(p, p, r, &ignored);
+    if (!schedule) return 0;
+    Shape shape = shape_of(r, schedule->steps);
+    mem_free(schedule);
+    return smallest_budget(p, r, &shape);
 }
 
 bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, FluxPlan *plan, Error *err) {
@@ -393,9 +405,12 @@ typedef struct FluxJob {
     // Denoising one picture:
     Stage step;
     int picture, prompt;    // prompt: the one whose text is on the device; -1: none
+    bool more;              // steps follow: their weights may be on the way already
     int steps_done;
     float *tokens, *cond, *uncond, *clean;
     NoiseSource *noise;
+    FluxMeasured measured;
+    int passes; // of the stage at hand
 } FluxJob;
 
 static void begin(const FluxJob *j, const char *stage, const char *unit) {
@@ -413,9 +428,25 @@ static void on_unit(void *user, const char *unit, int done, int total) {
     if (j->on->progress) j->on->progress(j->on->user, done, total);
 }
 
-static bool pass(const FluxJob *j, Stack *stack, bool show, Error *err) {
-    StackPass one = {.cancel = j->r->cancel, .progress = show ? on_unit : NULL, .user = (void *)(uintptr_t)j};
+static bool pass(FluxJob *j, Stack *stack, bool show, Error *err) {
+    StackPass one = {.cancel = j->r->cancel, .progress = show ? on_unit : NULL, .user = j, .more = j->more};
+    j->passes++;
     return stack_run(stack, &one, err);
+}
+
+// A stage ends; its memory is still held.
+static void measure(FluxJob *j, const char *name, uint64_t moved) {
+    FluxMeasured *m = &j->measured;
+    m->stage[m->stages].name = name;
+    m->stage[m->stages].used_bytes = dev_memory(j->p->dev).used;
+    m->stage[m->stages].moved_bytes = moved;
+    m->stage[m->stages++].passes = j->passes;
+    j->passes = 0;
+}
+
+static void end_stage(FluxJob *j, Stage *s, StageId id) {
+    if (s->stack) measure(j, stages[id].name, stack_moved(s->stack));
+    stage_close(s);
 }
 
 // Prompts in order: the prompt, then the negative one.
@@ -468,7 +499,7 @@ static bool run_clip(FluxJob *j, Error *err) {
               param_read(s.clip->hidden, DT_F32, hidden, err) &&
               keep_text(j, "clip_l", CLIP_TOKENS, c->dim, hidden, err) &&
               keep_text(j, "clip_l.pooled", 0, p->model->config.pooled_dim, j->pooled, err);
-    stage_close(&s);
+    end_stage(j, &s, STAGE_CLIP);
     mem_free(hidden);
     return ok;
 }
@@ -485,7 +516,7 @@ static bool run_t5(FluxJob *j, Error *err) {
               stage_open(&s, p, STAGE_T5, &j->shape, 0, err) && stack_prepare(s.stack, err) &&
               t5_text_write(s.t5, ids, NULL, err) && pass(j, s.stack, true, err) &&
               t5_text_read(s.t5, J, j->states, err) && keep_text(j, "t5xxl", T, J, j->states, err);
-    stage_close(&s);
+    end_stage(j, &s, STAGE_T5);
     return ok;
 }
 
@@ -509,7 +540,7 @@ static bool run_schedule(FluxJob *j, Error *err) {
               param_write(s.schedule->pooled, DT_F32, j->pooled, err) &&
               param_write(s.schedule->text, DT_F32, j->states, err) && pass(j, s.stack, true, err) &&
               (j->conditions = flux_conditions_read(j, s.schedule, err));
-    stage_close(&s);
+    end_stage(j, &s, STAGE_SCHEDULE);
     return ok;
 }
 
@@ -537,6 +568,7 @@ static bool velocity(void *user, double t, const float *x, float *v, Error *err)
     int step = schedule_step(j->schedule, t), steps = j->schedule->steps;
     double to_end = j->schedule->end - t;
     bool guided = guidance_scale(g, step, steps) != 1;
+    j->more = step < steps - 1 || j->picture < j->r->count - 1;
     if (!evaluate(j, 0, step, x, j->cond, err)) return false;
     if (guided && !evaluate(j, 1, step, x, j->uncond, err)) return false;
     guidance_apply(g, step, steps, v, j->cond, guided ? j->uncond : NULL, x, to_end, 1, j->numbers);
@@ -599,6 +631,7 @@ static bool encode_init(FluxJob *j, NoiseSource **sources, float *out, Error *er
         VaeCall call = {.batch = 1, .cancel = r->cancel};
         ok = vae_encode(run, planes, noise, out + (size_t)k * j->numbers, &call, err);
     }
+    measure(j, "encode", 0);
     vae_run_free(run);
     mem_free(planes);
     mem_free(noise);
@@ -631,17 +664,17 @@ static bool decode(FluxJob *j, const float *latents, float *pictures, Error *err
     VaeRun *run = vae_stage(j->p, VAE_DECODE, j->r, 0, err);
     VaeCall call = {.batch = j->r->count, .cancel = j->r->cancel, .progress = on_tile, .user = j};
     bool ok = run && vae_decode(run, latents, pictures, &call, err);
+    measure(j, "decode", 0);
     vae_run_free(run);
     return ok;
 }
 
 bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *request, float *pictures, float *latents,
-                            FluxSeconds *seconds, uint64_t *moved, Error *err) {
+                            FluxMeasured *measured, Error *err) {
     FluxRequest r = *request;
     if (!flux_pipeline_check(p, &r, err)) return false;
     FluxJob *j = MEM_NEW(p, FluxJob);
     *j = (FluxJob){.p = p, .r = &r, .on = &r.events};
-    FluxSeconds s = {0};
     double t0 = os_seconds();
     j->schedule = request_schedule(j, p, &r, err);
     bool ok = j->schedule != NULL;
@@ -656,12 +689,13 @@ bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *request, float *
     ok = ok && run_schedule(j, err);
     double t3 = os_seconds();
     ok = ok && run_steps(j, latents, sources, err);
-    if (moved && j->step.stack) *moved = stack_moved(j->step.stack);
-    stage_close(&j->step);
+    end_stage(j, &j->step, STAGE_STEP);
     double t4 = os_seconds();
     ok = ok && decode(j, latents, pictures, err);
-    s = (FluxSeconds){t1 - t0, t2 - t1, t3 - t2, t4 - t3, os_seconds() - t4};
-    if (seconds) *seconds = s;
+    FluxMeasured *m = &j->measured;
+    m->text = t1 - t0, m->encode = t2 - t1, m->schedule = t3 - t2, m->denoise = t4 - t3;
+    m->decode = os_seconds() - t4;
+    if (measured) *measured = *m;
     mem_free(j);
     return ok;
 }

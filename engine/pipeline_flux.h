@@ -77,6 +77,7 @@ typedef struct FluxStagePlan {
     uint64_t resident_bytes, streamed_bytes, arena_bytes, peak_bytes;
     uint64_t moved_bytes_per_step; // uploaded per pass
     uint64_t weights_bytes;        // on the device: resident ones and slots
+    int units, streamed_units;     // blocks (and head, tail); those that pass through the slots
     double flops;                  // per pass
 } FluxStagePlan;
 
@@ -103,15 +104,29 @@ bool flux_pipeline_check(const FluxPipeline *p, FluxRequest *r, Error *err);
 // gives the smallest budget that does.
 bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, FluxPlan *plan, Error *err);
 
+// The smallest budget in which every stage can be planned (to 1 MiB, in whose favour it errs); 0:
+// none, or another error. Takes a while: the decoder is planned some 30 times.
+uint64_t flux_pipeline_smallest(FluxPipeline *p, const FluxRequest *r);
+
 // The settings of a planned request that change its pictures, for the text in picture files: all of
 // `out` but prompt, seed and size. What it points to hangs on `parent` or belongs to the request.
 void flux_pipeline_describe(const FluxPipeline *p, const FluxRequest *r, const FluxPlan *plan,
                             void *parent, Parameters *out);
 
-typedef struct FluxSeconds { double text, encode, schedule, denoise, decode; } FluxSeconds;
-// pictures [count, 3, H, W] in -1..1 (not clamped), latents [count, C, H/8, W/8]. `seconds` and
-// `moved` (bytes uploaded per step by the transformer, as counted) may be NULL.
+// What a run took, as measured; stages in the plan's order.
+typedef struct FluxMeasured {
+    double text, encode, schedule, denoise, decode; // seconds
+    int stages;
+    struct {
+        const char *name;
+        uint64_t used_bytes;  // by the device's allocator, when the stage ended
+        uint64_t moved_bytes; // streamed to the device, by the uploader's count
+        int passes;           // over all units
+    } stage[FLUX_MAX_STAGES];
+} FluxMeasured;
+// pictures [count, 3, H, W] in -1..1 (not clamped), latents [count, C, H/8, W/8]. `measured` may be
+// NULL.
 bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *r, float *pictures, float *latents,
-                   FluxSeconds *seconds, uint64_t *moved, Error *err);
+                            FluxMeasured *measured, Error *err);
 
 #endif

@@ -239,6 +239,7 @@ void stack_free(Stack *s) {
 
 StackMemory stack_memory(const Stack *s) { return s->memory; }
 uint64_t stack_moved(const Stack *s) { return s->moved; }
+int stack_units(const Stack *s) { return s->units; }
 bool stack_unit_resident(const Stack *s, int unit) { return s->unit[unit]->slot == RESIDENT; }
 uint64_t stack_unit_bytes(const Stack *s, int unit) { return s->unit[unit]->moved; }
 double stack_unit_seconds(const Stack *s, int unit) { return s->unit[unit]->seconds; }

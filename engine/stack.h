@@ -76,6 +76,7 @@ typedef struct StackPass {
 bool stack_run(Stack *s, const StackPass *pass, Error *err);
 // Bytes uploaded for the streamed units that have run so far, as counted while they were moved.
 uint64_t stack_moved(const Stack *s);
+int stack_units(const Stack *s);
 bool stack_unit_resident(const Stack *s, int unit);
 uint64_t stack_unit_bytes(const Stack *s, int unit); // of its weights
 // Seconds the device spent on a unit in the last pass, and those it waited for its weights; its work

@@ -172,6 +172,22 @@ void generate_common(const Cmd *cmd, const GenerateValues *v, Job *job) {
     job->parameters.torch_rng = strcmp(v->rng, "torch") == 0;
 }
 
+// What each stage took beside what was planned.
+static void put_stages(JsonOut *w, const FluxPlan *plan, const FluxMeasured *m) {
+    json_key(w, "stages"), json_open(w, '[');
+    for (int i = 0; i < MIN(plan->stages, m->stages); i++) {
+        json_open(w, '{');
+        json_key(w, "name"), json_put_string(w, m->stage[i].name);
+        json_key(w, "planned_bytes"), json_put_uint(w, plan->stage[i].peak_bytes);
+        json_key(w, "used_bytes"), json_put_uint(w, m->stage[i].used_bytes);
+        json_key(w, "passes"), json_put_int(w, m->stage[i].passes);
+        json_key(w, "planned_moved_bytes_per_step"), json_put_uint(w, plan->stage[i].moved_bytes_per_step);
+        json_key(w, "moved_bytes"), json_put_uint(w, m->stage[i].moved_bytes);
+        json_close(w, '}');
+    }
+    json_close(w, ']');
+}
+
 bool generate_print(const Cmd *cmd, const Job *job, const GenerateReport *r, Error *err) {
     JsonOut w = {0};
     json_open(&w, '{');
@@ -201,6 +217,7 @@ bool generate_print(const Cmd *cmd, const Job *job, const GenerateReport *r, Err
     json_key(&w, "arena_bytes"), json_put_uint(&w, r->arena);
     json_key(&w, "driver_bytes"), json_put_uint(&w, r->driver);
     json_close(&w, '}');
+    if (r->plan) put_stages(&w, r->plan, r->measured);
     json_key(&w, "seconds"), json_open(&w, '{');
     json_key(&w, "load"), json_put_number(&w, job->load_seconds);
     json_key(&w, "text"), json_put_number(&w, job->text_seconds);

@@ -85,6 +85,7 @@ static void put_plan(JsonOut *w, const InspectPlan *p) {
     json_key(w, "device"), json_put_string(w, p->device);
     json_key(w, "planning_ms"), json_put_number(w, p->plan.planning_ms);
     json_key(w, "peak_bytes"), json_put_uint(w, p->plan.peak_bytes);
+    json_key(w, "smallest_bytes"), json_put_uint(w, p->smallest);
     json_key(w, "budget_bytes"), json_put_uint(w, p->budget);
     json_key(w, "driver_bytes"), json_put_uint(w, p->plan.driver_bytes);
     json_key(w, "fits"), json_put_bool(w, p->fits);
@@ -98,6 +99,8 @@ static void put_plan(JsonOut *w, const InspectPlan *p) {
         json_key(w, "arena_bytes"), json_put_uint(w, s->arena_bytes);
         json_key(w, "peak_bytes"), json_put_uint(w, s->peak_bytes);
         json_key(w, "moved_bytes_per_step"), json_put_uint(w, s->moved_bytes_per_step);
+        json_key(w, "units"), json_put_int(w, s->units);
+        json_key(w, "streamed_units"), json_put_int(w, s->streamed_units);
         json_close(w, '}');
     }
     json_close(w, ']');
@@ -151,24 +154,29 @@ static const char *safe(char out[100], const char *text) {
 }
 
 static bool print_plan(const InspectPlan *p, Error *err) {
-    char peak[32], budget[32], driver[32];
-    bool ok = cmd_print(err, "plan on %s, made in %.1f ms:\n  %-12s %12s %12s %12s %12s %14s\n", p->device,
+    char peak[32], budget[32], driver[32], smallest[32];
+    bool ok = cmd_print(err, "plan on %s, made in %.1f ms:\n  %-12s %12s %12s %12s %12s %14s  %s\n", p->device,
                         p->plan.planning_ms, "stage", "resident", "streamed", "arena", "peak",
-                        "moved per step");
+                        "moved per step", "blocks");
     for (int i = 0; i < p->plan.stages && ok; i++) {
         const FluxStagePlan *s = &p->plan.stage[i];
-        char text[5][32];
+        char text[5][32], units[64] = "all resident";
         const uint64_t bytes[] = {s->resident_bytes, s->streamed_bytes, s->arena_bytes, s->peak_bytes,
                                   s->moved_bytes_per_step};
         for (size_t k = 0; k < COUNT_OF(bytes); k++) format_bytes(text[k], bytes[k]);
-        ok = cmd_print(err, "  %-12s %12s %12s %12s %12s %14s\n", s->name, text[0], text[1], text[2],
-                       text[3], text[4]);
+        if (s->streamed_units)
+            snprintf(units, sizeof units, "%d resident, %d streamed", s->units - s->streamed_units,
+                     s->streamed_units);
+        ok = cmd_print(err, "  %-12s %12s %12s %12s %12s %14s  %s\n", s->name, text[0], text[1], text[2],
+                       text[3], text[4], units);
     }
     format_bytes(peak, p->plan.peak_bytes);
     format_bytes(budget, p->budget);
     format_bytes(driver, p->plan.driver_bytes);
-    return ok && cmd_print(err, "  peak %s of %s (and %s for the driver): %s\n", peak, budget, driver,
-                           p->fits ? "fits" : "does not fit");
+    format_bytes(smallest, p->smallest);
+    return ok && cmd_print(err, "  peak %s of %s (and %s for the driver): %s\n  smallest budget that works: "
+                           "%s (%" PRIu64 " bytes)\n", peak, budget, driver, p->fits ? "fits" : "does not fit",
+                           smallest, p->smallest);
 }
 
 static bool print_tensors(const Inspected *in, Error *err) {

@@ -36,6 +36,8 @@ typedef struct GenerateReport {
     double cfg_scale;
     char **classes; // NULL: none
     int class_count;
+    const FluxPlan *plan; // with what the run measured; NULL: no stages
+    const FluxMeasured *measured;
 } GenerateReport;
 bool generate_print(const Cmd *cmd, const Job *job, const GenerateReport *report, Error *err);
 void generate_say(const Cmd *cmd, const Job *job, const char *device);

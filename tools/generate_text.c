@@ -161,7 +161,7 @@ static void report_plan(const Cmd *cmd, const FluxPlan *plan) {
     }
 }
 
-static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, Error *err) {
+static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, FluxMeasured *s, Error *err) {
     Job *job = t->job;
     progress_stage(t->cmd->progress, "planning", NULL);
     if (!flux_pipeline_plan(p, &t->request, 0, plan, err)) return false;
@@ -172,24 +172,25 @@ static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, Error *err) {
     job->load_seconds = os_seconds() - job->started;
     t->request.events = (FluxEvents){on_stage, on_progress, on_warning, on_array, on_step, t};
     float *latents = MEM_ARRAY(job, float, (size_t)job->count * job->latent_numbers);
-    FluxSeconds s = {0};
-    if (!flux_pipeline_generate(p, &t->request, job->pictures, latents, &s, NULL, err)) return false;
-    job->text_seconds = s.text;
-    job->denoise_seconds = s.encode + s.schedule + s.denoise;
+    if (!flux_pipeline_generate(p, &t->request, job->pictures, latents, s, err)) return false;
+    job->text_seconds = s->text;
+    job->denoise_seconds = s->encode + s->schedule + s->denoise;
     double start = os_seconds();
     progress_stage(t->cmd->progress, "writing", NULL);
     bool ok = job_write(job, latents, err);
-    job->decode_seconds = s.decode + os_seconds() - start;
+    job->decode_seconds = s->decode + os_seconds() - start;
     return ok;
 }
 
-static bool print_result(const TextJob *t, const FluxPlan *plan, const char *model, Error *err) {
+static bool print_result(const TextJob *t, const FluxPlan *plan, const FluxMeasured *measured,
+                         const char *model, Error *err) {
     const FluxStagePlan *peak = &plan->stage[plan->peak_stage];
     const GenerateReport report = {
         .model = model, .architecture = "flux", .device = dev_info(t->dev)->id,
         .sampler = t->request.sampler->name, .planned = plan->peak_bytes,
         .peak = dev_memory(t->dev).peak, .weights = peak->weights_bytes, .arena = peak->arena_bytes,
-        .driver = plan->driver_bytes, .cfg_scale = t->request.cfg.scale,
+        .driver = plan->driver_bytes, .cfg_scale = t->request.cfg.scale, .plan = plan,
+        .measured = measured,
     };
     return generate_print(t->cmd, t->job, &report, err);
 }
@@ -199,11 +200,12 @@ bool generate_text(Cmd *cmd, const GenerateValues *v, Error *err) {
     generate_common(cmd, v, t.job);
     TextModel model = {0};
     FluxPlan plan = {0};
+    FluxMeasured measured = {0};
     bool ok = make_request(cmd, v, &t, err) && text_model_open(cmd, &v->names, v->precision, &model, err);
     t.dev = model.dev;
-    ok = ok && plan_job(v, model.pipeline, &t, err) && make(&t, model.pipeline, &plan, err);
+    ok = ok && plan_job(v, model.pipeline, &t, err) && make(&t, model.pipeline, &plan, &measured, err);
     if (ok) generate_say(cmd, t.job, dev_info(t.dev)->id);
-    if (ok && v->common.json) ok = print_result(&t, &plan, model.parts->path, err);
+    if (ok && v->common.json) ok = print_result(&t, &plan, &measured, model.parts->path, err);
     text_model_close(&model);
     job_free(t.job);
     return ok;

@@ -164,6 +164,7 @@ static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, Ins
         out->ops = stats.ops, out->barriers = stats.barriers;
         out->budget = dev_memory(dev).budget;
         out->fits = m.peak_bytes <= out->budget;
+        out->smallest = m.peak_bytes;
         snprintf(out->device, sizeof out->device, "%s", dev_info(dev)->id);
     }
     (void)in;
@@ -183,6 +184,7 @@ static bool plan_text(Cmd *cmd, const InspectValues *v, InspectPlan *out, Error 
         out->budget = dev_memory(model.dev).budget;
         snprintf(out->device, sizeof out->device, "%s", dev_info(model.dev)->id);
         out->fits = ok = flux_pipeline_plan(model.pipeline, &r, 0, &out->plan, err);
+        if (ok) out->smallest = flux_pipeline_smallest(model.pipeline, &r);
     }
     text_model_close(&model);
     return ok;
