@@ -78,9 +78,10 @@ static bool upload_resident(Stack *s, Error *err) {
 }
 
 static bool prepare(Stack *s, Error *err) {
-    if (!place_weights(s, err) || !run_prepare(s->run, err)) return false;
+    if (!place_weights(s, err)) return false;
     for (int i = 0; i < s->units; i++) list_items(s->unit[i]);
-    return upload_resident(s, err);
+    if (s->units) upload_soon(s->unit[0]->item, s->unit[0]->items); // while kernels are made
+    return run_prepare(s->run, err) && upload_resident(s, err);
 }
 
 bool stack_prepare(Stack *s, Error *err) {

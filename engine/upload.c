@@ -7,7 +7,7 @@
 #include "backend/os.h"
 
 #define PART_BYTES (UINT64_C(2) << 20)
-#define AHEAD_BYTES (UINT64_C(64) << 20)
+#define AHEAD_BYTES (UINT64_C(128) << 20)
 #define THREAD_BYTES (UINT64_C(8) << 20) // another thread for each of these
 enum { MAX_THREADS = 8 };
 

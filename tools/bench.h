@@ -47,5 +47,7 @@ bool bench_flux(Bench *b, const char *model, int width, int height, DType comput
 bool bench_model(Bench *b, const char *model, int64_t batch, DType type, BenchResult *r, int *count,
                  Error *err); // fills up to 4 results
 enum { BENCH_MODEL_RESULTS = 4 };
+// Loads a file of weights as `type` (DT_COUNT: as in the file) and prints what that took.
+bool bench_load(Bench *b, const char *path, DType type, Error *err);
 
 #endif

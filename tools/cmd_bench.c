@@ -3,7 +3,7 @@
 
 typedef struct BenchValues {
     CommonOptions common;
-    const char *op, *type, *row, *model, *weights, *precision;
+    const char *op, *type, *row, *model, *load, *weights, *precision;
     int64_t batch, m, n, k, tokens, keys, heads, dim, rows, channels, width, height;
 } BenchValues;
 
@@ -19,8 +19,10 @@ static const Option options[] = {
     {.name = "model", .kind = OPT_TEXT, FIELD(T, model), .value = "NAME", .says = "none",
      .help = "nano: its forward pass, and that with gradients. flux-dev, flux-schnell (synthetic "
              "weights) or the file of a FLUX.1 transformer: one step, and its blocks."},
+    {.name = "load", .kind = OPT_TEXT, FIELD(T, load), .value = "PATH", .says = "none",
+     .help = "Loading this file (or folder) of weights alone; with --vram, streaming what does not fit."},
     {.name = "weights", .kind = OPT_TEXT, FIELD(T, weights), .value = "TYPE", .says = "as in the file",
-     .help = "FLUX.1: type of the weights on the device."},
+     .help = "FLUX.1 and --load: type of the weights on the device."},
     {.name = "type", .kind = OPT_CHOICE, FIELD(T, type), .choices = "f32,f16,bf16", .value = "TYPE",
      .fallback = "f32", .help = "Of the tensors."},
     {.name = "row", .kind = OPT_TEXT, FIELD(T, row), .value = "NAME", .says = "what dispatch takes",
@@ -167,8 +169,8 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
     if (strcmp(v->precision, "f32") == 0 && strcmp(v->type, "f32") != 0)
         return cmd_usage(cmd, err, "--precision f32: expected --type f32 beside it, found %s",
                          v->type);
-    if (v->op && v->model)
-        return cmd_usage(cmd, err, "expected --op or --model, found both; give one");
+    if (!!v->op + !!v->model + !!v->load > 1)
+        return cmd_usage(cmd, err, "expected one of --op, --model and --load, found more; give one");
     if ((v->width || v->height) && !v->model)
         return cmd_usage(cmd, err, "--width and --height: expected --model beside them, found "
                          "none; give --model nano, or leave them out");
@@ -186,7 +188,8 @@ static bool run(Cmd *cmd, const void *given, Error *err) {
     if (!b.dev) return false;
     DeviceOptions plain = {.threads = (int)cmd->common->threads, .log = cmd->log};
     b.cpu = strcmp(dev_info(b.dev)->id, "cpu") ? dev_open(cmd->mem, "cpu", &plain, err) : b.dev;
-    bool ok = b.cpu && bench_peak(&b, DT_F32, err) && run_all(&b, v, &size, err);
+    bool ok = b.cpu && (v->load ? bench_load(&b, v->load, size.weights, err)
+                                : bench_peak(&b, DT_F32, err) && run_all(&b, v, &size, err));
     if (b.cpu && b.cpu != b.dev) dev_close(b.cpu);
     dev_close(b.dev);
     return ok;
