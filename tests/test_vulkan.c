@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "backend/backend.h"
@@ -328,6 +329,80 @@ static void uploads_beside_programs(void **state) {
     free(got);
 }
 
+// Threads upload pieces of all sizes without a pause, each into its own part of a buffer, beside
+// programs cut into many submissions, transfers and new programs.
+enum { PART = 1 << 18, UPLOADERS = 3 };
+typedef struct Pieces {
+    Buffer *to;
+    uint64_t offset;
+    uint8_t *want; // [PART] what has been uploaded last
+    uint32_t seed;
+    int count;
+    bool ok;
+    _Atomic bool *stop;
+} Pieces;
+
+static void upload_pieces(void *arg) {
+    Pieces *p = arg;
+    for (p->ok = true; p->ok && !atomic_load(p->stop); p->count++) {
+        uint64_t r = (uint64_t)((noise(&p->seed) + 1) * (PART / 4));
+        uint64_t size = p->count % 3 ? r + 1 : 1 + r % 64;
+        uint64_t at = (uint64_t)((noise(&p->seed) + 1) * 0.4999 * (double)(PART - size));
+        memset(p->want + at, p->count * 7 + 1, size);
+        p->ok = dev_upload(p->to, p->offset + at, p->want + at, size, NULL);
+    }
+}
+
+static void uploads_under_stress(void **state) {
+    (void)state;
+    for (int staged = 0; staged < 2; staged++) {
+        Error err = {0};
+        const DeviceOptions options = {
+            .budget = 16u << 20, .max_submit = 2e-5, .staged_uploads = staged};
+        Device *dev = open_device("vulkan", &options);
+        Buffer *ring = buf_new(dev, UPLOADERS * PART, "parts", &err);
+        Buffer *b = buf_new(dev, FLOATS * 4, "all", &err);
+        uint8_t *want = calloc(UPLOADERS, PART), *got = malloc(UPLOADERS * PART);
+        float *data = malloc(FLOATS * 4), *first = malloc(FLOATS * 4);
+        OK(dev_upload(ring, 0, want, UPLOADERS * PART, &err));
+        _Atomic bool stop = false;
+        Pieces pieces[UPLOADERS];
+        Thread *threads[UPLOADERS];
+        for (int i = 0; i < UPLOADERS; i++) {
+            uint64_t offset = PART * (uint64_t)i;
+            pieces[i] = (Pieces){ring, offset, want + offset, (uint32_t)i, 0, false, &stop};
+            threads[i] = thread_start(NULL, upload_pieces, &pieces[i]);
+        }
+        ProgramStep steps[STEPS];
+        Program *prog = NULL;
+        for (int i = 0; i < 60; i++) {
+            if (i % 10 == 0) {
+                prog_free(prog);
+                prog = prog_new(dev, steps, make_steps(steps, b), &err);
+                OK(prog);
+            }
+            fill_data(data);
+            OK(dev_write(b, 0, data, FLOATS * 4, &err));
+            OK(prog_run(prog, NULL, &err));
+            OK(dev_read(b, 0, data, FLOATS * 4, &err));
+            if (i == 0) memcpy(first, data, FLOATS * 4);
+            assert_memory_equal(data, first, FLOATS * 4);
+        }
+        atomic_store(&stop, true);
+        for (int i = 0; i < UPLOADERS; i++) {
+            thread_join(threads[i]);
+            assert_true(pieces[i].ok && pieces[i].count > 3);
+        }
+        OK(dev_read(ring, 0, got, UPLOADERS * PART, &err));
+        assert_memory_equal(got, want, UPLOADERS * PART);
+        dev_close(dev);
+        free(want);
+        free(got);
+        free(data);
+        free(first);
+    }
+}
+
 static void grids_past_65535(void **state) {
     (void)state;
     Error err = {0};
@@ -567,6 +642,16 @@ static void every_op_has_rows_that_say_why_not(void **state) {
     step.call.row = "vec4";
     assert_null(prog_new(dev, &step, 1, &err));
     assert_non_null(strstr(err.text, "vectors of 4"));
+    // What the contract refuses on every device: results over what a product still reads.
+    TensorRef whole = tensor(b, 0, DT_F32, 3, DIMS(1, 8, 8));
+    TensorRef out = tensor(b, 1024, DT_F32, 3, DIMS(1, 8, 8));
+    step.call = (OpCall){.op = OP_GEMM, .t = {[gemm_x] = whole, [gemm_w] = whole, [gemm_y] = out}};
+    Program *prog = prog_new(dev, &step, 1, &err);
+    OK(prog);
+    prog_free(prog);
+    step.call.t[gemm_residual] = out;
+    assert_null(prog_new(dev, &step, 1, &err));
+    assert_non_null(strstr(err.text, "memory of its own, found residual"));
     dev_close(dev);
 }
 
@@ -640,6 +725,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(recording_anew_changes_no_bit),
         cmocka_unit_test(transfers_pass_the_staging_buffer),
         cmocka_unit_test(uploads_beside_programs),
+        cmocka_unit_test(uploads_under_stress),
         cmocka_unit_test(grids_past_65535),
         cmocka_unit_test(freeing_waits_for_work),
         cmocka_unit_test(cancel_stops_soon),
