@@ -241,7 +241,8 @@ bool model_has_parts(const char *path, bool *parts, Error *err) {
     char *index = os_path_join(scratch, path, "model_index.json");
     *parts = os_path_kind(index) == PATH_FILE;
     if (!*parts) {
-        const char *file = os_path_kind(path) == PATH_DIR ? path : model_path(scratch, path, err);
+        const char *file = model_path(scratch, path, err); // a shipped name before a folder
+        if (!file && os_path_kind(path) == PATH_DIR) file = path;
         Weights *w = file ? weights_open(scratch, file, err) : NULL;
         if (!w) {
             mem_free(scratch);

@@ -66,7 +66,7 @@ static const NameLayout layouts[] = {
     {"bare", "embeddings.token_embedding.weight", bare_rows, COUNT_OF(bare_rows)},
 };
 const char *const clip_ignore[] = {"*position_ids", "logit_scale", "visual_projection.",
-                                   "vision_model.", "text_projection.", NULL};
+                                   "vision_model.", "text_projection", NULL};
 
 // The first layout ends with the second's marker: it is asked first.
 static const NameLayout *layout_of(void *parent, const Weights *w, const char **prefix) {

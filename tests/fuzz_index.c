@@ -3,10 +3,8 @@
 // of the model is sound: a tiny FLUX whose sizes the shapes tell.
 #include "tests/weights_use.h"
 
-#include "engine/safetensors.h"
 #include "engine/schedule.h"
-#include "models/autoencoder_kl.h"
-#include "tests/scratch.h"
+#include "tests/tiny_model.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -16,7 +14,7 @@ static const struct { const char *folder, *name, *sound; } FILES[] = {
     {"transformer", "config.json", "{}"},
     {"text_encoder", "config.json", "{}"},
     {"text_encoder_2", "config.json", "{}"},
-    {"vae", "config.json", "{\"norm_num_groups\": 4}"},
+    {"vae", "config.json", "{}"},
     {"scheduler", "scheduler_config.json", "{\"_class_name\": \"FlowMatchEulerDiscreteScheduler\"}"},
 };
 enum { SHARDS = 2 };
@@ -38,53 +36,27 @@ static void put_file(int i, const void *data, size_t n) { // at once: no care fo
     mem_free(path);
 }
 
-static void write_tensors(const char *folder, const char *name, const WeightTensor *t, int from, int to) {
-    Error err = {0};
-    StWriter *w = st_writer(NULL);
-    static const uint8_t zeros[1 << 22];
-    for (int i = from; i < to; i++) {
-        assert(t[i].bytes <= sizeof zeros);
-        st_put(w, t[i].name, t[i].dtype, t[i].ndim, t[i].shape, zeros);
-    }
-    char *path = mem_printf(w, "%s/%s", root, folder);
-    bool ok = os_make_dirs(path, &err) && st_write(w, os_path_join(w, path, name), &err);
-    assert(ok);
-    mem_free(w);
-}
-
 static char *sound_index; // of the transformer's shards
 
+static void write_part(PartId id, const char *name) {
+    TinyPart p = tiny_part(scope, id);
+    tiny_write(os_path_join(scope, root, name), p.t, 0, p.n);
+}
+
 static void write_model(void) {
-    int n;
-    FluxConfig f = {.in_channels = 16, .out_channels = 16, .heads = 1, .head_dim = 32, .dim = 32, .mlp = 16,
-                    .doubles = 1, .singles = 1, .text_dim = 8, .pooled_dim = 8, .guidance = true};
-    WeightTensor *t = flux_tensors(scope, &f, DT_F16, &n);
-    const int cut[SHARDS + 1] = {0, n / 2, n};
+    TinyPart f = tiny_part(scope, PART_TRANSFORMER);
+    const int cut[SHARDS + 1] = {0, f.n / 2, f.n};
     sound_index = mem_strdup(scope, "{\"weight_map\": {");
     for (int k = 0; k < SHARDS; k++) {
         char *name = mem_printf(scope, "m-%05d-of-%05d.safetensors", k + 1, SHARDS);
-        write_tensors("transformer", name, t, cut[k], cut[k + 1]);
+        tiny_write(mem_printf(scope, "%s/transformer/%s", root, name), f.t, cut[k], cut[k + 1]);
         for (int i = cut[k]; i < cut[k + 1]; i++)
-            sound_index = mem_printf(scope, "%s%s\"%s\": \"%s\"", sound_index, i ? ", " : "", t[i].name, name);
+            sound_index = mem_printf(scope, "%s%s\"%s\": \"%s\"", sound_index, i ? ", " : "", f.t[i].name, name);
     }
     sound_index = mem_printf(scope, "%s}}", sound_index);
-    ClipConfig c = {.vocab = 16, .positions = 77, .dim = 12, .heads = 1, .layers = 1, .ff = 8};
-    t = clip_tensors(scope, &c, DT_F16, &n);
-    write_tensors("text_encoder", "model.safetensors", t, 0, n);
-    T5Config t5 = {.vocab = 16, .dim = 8, .heads = 1, .head_dim = 8, .layers = 1, .ff = 8, .gated = true,
-                   .buckets = 32};
-    t = t5_tensors(scope, &t5, DT_F16, &n);
-    write_tensors("text_encoder_2", "model.safetensors", t, 0, n);
-    KlConfig kl = {.names = KL_DIFFUSERS, .encoder = true, .decoder = true, .attention = true, .channels = 4,
-                   .levels = 4, .layers = 1, .groups = 4, .scale = 1, .width = {4, 4, 4, 4}};
-    BindWant *wants = kl_wants(scope, &kl, &n, &(int){0});
-    t = MEM_ARRAY(scope, WeightTensor, n);
-    for (int i = 0; i < n; i++) {
-        t[i] = (WeightTensor){.name = wants[i].name, .dtype = DT_F32, .ndim = wants[i].ndim, .bytes = 4};
-        memcpy(t[i].shape, wants[i].shape, sizeof t[i].shape);
-        for (int d = 0; d < t[i].ndim; d++) t[i].bytes *= (uint64_t)t[i].shape[d];
-    }
-    write_tensors("vae", "diffusion_pytorch_model.safetensors", t, 0, n);
+    write_part(PART_CLIP_L, "text_encoder/model.safetensors");
+    write_part(PART_T5, "text_encoder_2/model.safetensors");
+    write_part(PART_VAE, "vae/diffusion_pytorch_model.safetensors");
     char *scheduler = os_path_join(scope, root, "scheduler");
     bool ok = os_make_dirs(scheduler, NULL);
     assert(ok);

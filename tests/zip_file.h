@@ -50,9 +50,9 @@ static inline void zip_put(ZipFile *z, const char *name, const void *data, size_
     z->members++;
 }
 
-// Writes the directory; the archive is z->bytes.
-static inline void zip_end(ZipFile *z) {
-    uint64_t at = (uint64_t)z->bytes.n, size = (uint64_t)z->directory.n, end = at + size;
+// Writes the directory, which will stand `hole` bytes further on than in z->bytes, the archive.
+static inline void zip_end_at(ZipFile *z, uint64_t hole) {
+    uint64_t at = (uint64_t)z->bytes.n + hole, size = (uint64_t)z->directory.n, end = at + size;
     zip_put_raw(z, z->directory.v, (size_t)size);
     uint64_t members = (uint64_t)z->members;
     bool far = z->use64;
@@ -62,5 +62,7 @@ static inline void zip_end(ZipFile *z) {
     ZIP_FIELDS(z, bytes, {0x06054b50, 4}, {0, 4}, {far ? 0xffff : members, 2}, {far ? 0xffff : members, 2},
                {far ? 0xffffffff : size, 4}, {far ? 0xffffffff : at, 4}, {0, 2});
 }
+
+static inline void zip_end(ZipFile *z) { zip_end_at(z, 0); }
 
 #endif
