@@ -13,6 +13,7 @@ typedef struct Program Program;
 
 typedef enum { DEV_CPU, DEV_INTEGRATED, DEV_DISCRETE, DEV_SOFTWARE } DeviceKind;
 
+enum { STAGING_STEPS = 3 };
 typedef struct DeviceInfo {
     char id[32];         // what --device takes: "cpu", "ref", "vulkan:0"
     char backend[16];    // "cpu", "ref", "vulkan"
@@ -22,6 +23,9 @@ typedef struct DeviceInfo {
     uint64_t memory_total, memory_free; // bytes, of the heap that tensors live in
     uint64_t max_buffer;                // largest buffer, bytes
     uint64_t staging_bytes;             // what uploads and downloads hold, part of the peak
+    // staging_bytes by budget: of the last step whose budget is not above it; zeros: none. So that
+    // the smallest budget that a plan needs can be told while another is set.
+    struct { uint64_t budget, bytes; } staging_step[STAGING_STEPS];
     uint64_t driver_bytes;              // allowance for the driver, outside the budget's other figures
     uint32_t buffer_align;              // offsets of tensors inside a buffer are multiples of it
     uint32_t subgroup_min, subgroup_max, shared_memory; // 0 where it means nothing

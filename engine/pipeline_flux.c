@@ -292,6 +292,14 @@ static uint64_t smallest_vae(FluxPipeline *p, VaePass pass, const FluxRequest *r
 
 // The smallest budget in which every stage can be planned; 0: none.
 static uint64_t smallest_budget(FluxPipeline *p, const FluxRequest *r, const Shape *shape) {
+// What was planned with this device's staging, with that of the budget itself, which may be another.
+static uint64_t with_its_staging(const DeviceInfo *info, uint64_t need) {
+    uint64_t rest = need - MIN(info->staging_bytes, need), budget = rest;
+    for (int i = 0; i < STAGING_STEPS && (i == 0 || budget >= info->staging_step[i].budget); i++)
+        budget = rest + info->staging_step[i].bytes;
+    return budget;
+}
+
     uint64_t need = smallest_vae(p, VAE_DECODE, r);
     if (r->init) need = MAX(need, smallest_vae(p, VAE_ENCODE, r));
     for (int id = 0; id < STAGE_COUNT; id++) {
@@ -301,7 +309,7 @@ static uint64_t smallest_budget(FluxPipeline *p, const FluxRequest *r, const Sha
         need = MAX(need, stack_memory(s.stack).smallest_peak);
         stage_close(&s);
     }
-    return need;
+    return with_its_staging(dev_info(p->dev), need);
 }
 
 static bool over_budget(FluxPipeline *p, const FluxRequest *r, const Shape *shape, uint64_t budget, Error *err) {

@@ -132,26 +132,33 @@ void vk_buf_done(Buffer *buf) {
 
 // A small budget still has room for tensors. Steps, not a share of the budget: the figure that a
 // refused plan names would otherwise grow when the budget is raised to it.
-static uint64_t staging_size(uint64_t budget, uint64_t full) {
-    return budget >= (uint64_t)256 << 20 ? full : budget >= 4u << 20 ? 512u << 10 : 32u << 10;
+static const uint64_t staging_steps[STAGING_STEPS] = {0, 4u << 20, 256u << 20}; // budgets
+static const uint64_t staging_sizes[STAGING_STEPS] = {32u << 10, 512u << 10, 16u << 20};
+
+static uint64_t slot_size(const VkState *s, uint64_t staging) {
+    const uint64_t page = 4096;
+    return align_up(MAX(staging / (STAGING_SLOTS + UPLOAD_SLOTS) / page, 1) * page, MAX(s->physical.atom, 1));
 }
 
 bool staging_open(VkState *s, Error *err) {
-    const uint64_t page = 4096;
-    uint64_t bytes = staging_size(s->dev->memory.budget, s->physical.info.staging_bytes);
-    s->slot_bytes = MAX(bytes / (STAGING_SLOTS + UPLOAD_SLOTS) / page, 1) * page;
-    s->slot_bytes = align_up(s->slot_bytes, MAX(s->physical.atom, 1));
-    bytes = s->slot_bytes * (STAGING_SLOTS + UPLOAD_SLOTS);
+    DeviceInfo *info = &s->dev->info;
+    for (int i = 0; i < STAGING_STEPS; i++) {
+        uint64_t slot = slot_size(s, staging_sizes[i]);
+        info->staging_step[i].budget = staging_steps[i];
+        info->staging_step[i].bytes = slot * (STAGING_SLOTS + UPLOAD_SLOTS);
+        if (s->dev->memory.budget >= staging_steps[i]) s->slot_bytes = slot;
+    }
+    uint64_t bytes = s->slot_bytes * (STAGING_SLOTS + UPLOAD_SLOTS);
     if (!dev_claim(s->dev, bytes, "staging", err)) return false;
     s->staging_claimed = bytes;
-    s->dev->info.staging_bytes = bytes;
+    info->staging_bytes = bytes;
     if (!memory_new(s, &s->staging, bytes, MEMORY_STAGING, "staging", err)) return false;
     VkCommandBuffer cmds[STAGING_SLOTS];
-    VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-                                        .commandPool = s->pool,
-                                        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-                                        .commandBufferCount = STAGING_SLOTS};
-    if (!vk_ok(s, s->vk.vkAllocateCommandBuffers(s->device, &info, cmds), "staging", 0, err))
+    VkCommandBufferAllocateInfo wanted = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                          .commandPool = s->pool,
+                                          .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+                                          .commandBufferCount = STAGING_SLOTS};
+    if (!vk_ok(s, s->vk.vkAllocateCommandBuffers(s->device, &wanted, cmds), "staging", 0, err))
         return false;
     for (int i = 0; i < STAGING_SLOTS; i++) s->slots[i].cmd = cmds[i];
     return true;
