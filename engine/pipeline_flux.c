@@ -20,6 +20,7 @@ struct FluxPipeline {
     Tokenizer *clip_words, *t5_words;
     FlowShift shift;
     FluxInfo info;
+    const Cancel *cancel; // of the request that runs
 };
 
 #define PLENTY ((uint64_t)1 << 50) // a budget that refuses nothing
@@ -204,8 +205,9 @@ static const struct { const char *name; SpecMaker *spec; } stages[STAGE_COUNT] =
 
 static bool stage_open(Stage *s, FluxPipeline *p, StageId id, const Shape *shape, uint64_t budget,
                        Error *err) {
-    const StackSpec *spec = stages[id].spec(s, p, shape);
-    s->stack = stack_new(p, p->dev, spec, budget, err);
+    StackSpec spec = *stages[id].spec(s, p, shape);
+    spec.cancel = p->cancel;
+    s->stack = stack_new(p, p->dev, &spec, budget, err);
     if (s->stack) return true;
     stage_close(s);
     return err_prefix(err, "stage %s", stages[id].name);
@@ -633,7 +635,7 @@ static bool encode_init(FluxJob *j, NoiseSource **sources, float *out, Error *er
     float *noise = MEM_ARRAY(j, float, j->numbers);
     image_to_floats(r->init, planes);
     VaeRun *run = vae_stage(j->p, VAE_ENCODE, r, 0, err);
-    bool ok = run && vae_prepare(run, err);
+    bool ok = run;
     for (int k = 0; k < r->count && ok; k++) {
         noise_draw(sources[k], noise);
         VaeCall call = {.batch = 1, .cancel = r->cancel};
@@ -683,6 +685,7 @@ bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *request, float *
     if (!flux_pipeline_check(p, &r, err)) return false;
     FluxJob *j = MEM_NEW(p, FluxJob);
     *j = (FluxJob){.p = p, .r = &r, .on = &r.events};
+    p->cancel = r.cancel;
     double t0 = os_seconds();
     j->schedule = request_schedule(j, p, &r, err);
     bool ok = j->schedule != NULL;
@@ -704,6 +707,7 @@ bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *request, float *
     m->text = t1 - t0, m->encode = t2 - t1, m->schedule = t3 - t2, m->denoise = t4 - t3;
     m->decode = os_seconds() - t4;
     if (measured) *measured = *m;
+    p->cancel = NULL;
     mem_free(j);
     return ok;
 }

@@ -238,7 +238,13 @@ VaeMemory vae_memory(const VaeRun *r) {
 
 // ---- weights ----------------------------------------------------------------------------------
 
-static bool load_weights(VaeRun *r, Error *err) {
+static bool go_on(void *user, uint64_t moved) {
+    const Cancel *cancel = user;
+    (void)moved;
+    return !cancel || !cancel->asked(cancel->user);
+}
+
+static bool load_weights(VaeRun *r, const Cancel *cancel, Error *err) {
     int count = r->half->count, items = 0;
     UploadItem *item = MEM_ARRAY(NULL, UploadItem, MAX(count, 1));
     bool ok = true;
@@ -249,15 +255,17 @@ static bool load_weights(VaeRun *r, Error *err) {
         item[items++] = (UploadItem){b, p->buffer, p->offset};
         if (b->scale != 1) ok = param_write(store_at(r->store, next++), DT_F32, &b->scale, err);
     }
-    ok = ok && upload_weights(item, items, NULL, NULL, err);
+    ok = ok && upload_weights(item, items, go_on, (void *)(uintptr_t)cancel, err);
     mem_free(item);
     return ok;
 }
 
-bool vae_prepare(VaeRun *r, Error *err) {
+static bool prepare(VaeRun *r, const Cancel *cancel, Error *err) {
     if (r->ready) return true;
-    return r->ready = run_prepare(r->run, err) && load_weights(r, err);
+    return r->ready = run_prepare(r->run, err) && load_weights(r, cancel, err);
 }
+
+bool vae_prepare(VaeRun *r, Error *err) { return prepare(r, NULL, err); }
 
 // ---- running ----------------------------------------------------------------------------------
 
@@ -349,7 +357,7 @@ static bool check_pass(const VaeRun *r, VaePass pass, Error *err) {
 
 bool vae_decode(VaeRun *r, const float *latents, float *image, const VaeCall *call, Error *err) {
     if (!call) call = &one_picture;
-    if (!check_pass(r, VAE_DECODE, err) || !vae_prepare(r, err)) return false;
+    if (!check_pass(r, VAE_DECODE, err) || !prepare(r, call->cancel, err)) return false;
     const VaeInfo *info = &r->vae->info;
     size_t area = (size_t)r->x.length * (size_t)r->y.length, pixels = 3 * area * (size_t)info->factor *
                                                                       (size_t)info->factor;
@@ -367,7 +375,7 @@ bool vae_decode(VaeRun *r, const float *latents, float *image, const VaeCall *ca
 bool vae_encode(VaeRun *r, const float *image, const float *noise, float *latents, const VaeCall *call,
                 Error *err) {
     if (!call) call = &one_picture;
-    if (!check_pass(r, VAE_ENCODE, err) || !vae_prepare(r, err)) return false;
+    if (!check_pass(r, VAE_ENCODE, err) || !prepare(r, call->cancel, err)) return false;
     const VaeInfo *info = &r->vae->info;
     size_t area = (size_t)r->x.length * (size_t)r->y.length, n = area * (size_t)info->channels;
     size_t pixels = 3 * area * (size_t)info->factor * (size_t)info->factor;
