@@ -3,7 +3,7 @@
 //
 // Byte ranges come from a counter-based generator (SplitMix64 over tensor and position, choosing from
 // a pool of 256 KiB per type and size of numbers): the same on every machine, in any order, from any
-// thread, at several GB/s. Tensors differ from each other. Matrices have mean 0 (nearly, in types that
+// thread, at several GB/s. Matrices differ from each other. They have mean 0 (nearly, in types that
 // are not symmetric) and variance 1 / (inputs of a row), so that activations stay finite; vectors named
 // ".weight" or ".scale" (norms) lie around 1, others (biases) are small.
 #ifndef KILN_ENGINE_DUMMY_H

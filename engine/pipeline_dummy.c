@@ -60,14 +60,21 @@ static void dummy_close(void *parts) {
 }
 
 ModelParts *pipeline_dummy_open(void *parent, const char *name, int divisor, DType type) {
+    return pipeline_dummy_sized(parent, name, divisor, divisor, type);
+}
+
+ModelParts *pipeline_dummy_sized(void *parent, const char *name, int width, int depth, DType type) {
     Dummy *d = MEM_NEW(parent, Dummy);
     d->parts = (ModelParts){.path = mem_printf(d, "dummy %s", name), .architecture = "flux",
                             .close = dummy_close};
     if (type == DT_COUNT) type = DT_BF16;
-    ClipConfig clip = clip_preset(divisor);
-    T5Config t5 = t5_preset(divisor);
-    KlConfig vae = kl_preset(divisor);
-    FluxConfig flux = flux_preset(dummies[MAX(find(name), 0)].guidance, divisor);
+    bool guidance = dummies[MAX(find(name), 0)].guidance;
+    FluxConfig flux = flux_preset(guidance, width), few = flux_preset(guidance, depth);
+    ClipConfig clip = clip_preset(width);
+    T5Config t5 = t5_preset(width);
+    KlConfig vae = kl_preset(width);
+    flux.doubles = few.doubles, flux.singles = few.singles;
+    clip.layers = clip_preset(depth).layers, t5.layers = t5_preset(depth).layers;
     flux.text_dim = t5_width(&t5), flux.pooled_dim = clip.dim;
     int n, encoder;
     const BindWant *wants = flux_wants(d, &flux, &n);

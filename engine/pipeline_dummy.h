@@ -14,5 +14,8 @@ bool pipeline_dummy_divisor(const char *text, int *divisor, Error *err);
 // The model at 1/divisor of its width and depth (rounded up to whole heads of the real size; at
 // least one block of each kind), matrices in `type` (DT_COUNT: bf16). model_parts_close ends it.
 ModelParts *pipeline_dummy_open(void *parent, const char *name, int divisor, DType type);
+// The same with divisors for width and depth, from 1 up: at 1 and 64 one block of each kind has its
+// full size.
+ModelParts *pipeline_dummy_sized(void *parent, const char *name, int width, int depth, DType type);
 
 #endif

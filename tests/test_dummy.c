@@ -1,5 +1,6 @@
 // test_dummy.c: computed weights: valid numbers of the promised size in every type, the same bytes
-// however they are asked for, and tensors that differ.
+// however they are asked for, and tensors that differ; models of them: every block matters, and blocks
+// of the full size give finite numbers that hardly depend on the precision.
 #include "tests/check.h"
 
 #include <math.h>
@@ -7,6 +8,8 @@
 #include "backend/os.h"
 #include "backend/quant.h"
 #include "engine/dummy.h"
+#include "engine/pipeline_dummy.h"
+#include "engine/pipeline_flux.h"
 
 static const DType types[] = {DT_F32,  DT_F16,  DT_BF16, DT_F8_E4M3, DT_F8_E5M2, DT_Q8_0,
                               DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1,    DT_Q2_K,    DT_Q3_K,
@@ -124,11 +127,209 @@ static void test_speed(void **state) {
     mem_free(out);
 }
 
+// ---- models of them -----------------------------------------------------------------------------
+
+enum { SIDE = 32, TEXT = 8, CHANNELS = 16, LATENT = CHANNELS * (SIDE / 8) * (SIDE / 8) };
+
+// What a run of a pipeline gives, below `scope`.
+typedef struct Output {
+    void *scope;
+    float *latents, *picture, *pooled, *states;
+    size_t pooled_count, states_count;
+} Output;
+
+static bool keep_array(void *user, const char *name, int ndim, const int64_t *shape, const float *v,
+                       Error *err) {
+    Output *out = user;
+    size_t n = 1;
+    (void)err;
+    for (int d = 0; d < ndim; d++) n *= (size_t)shape[d];
+    bool pooled = !strcmp(name, "text.clip_l.pooled");
+    if (!pooled && strcmp(name, "text.t5xxl")) return true;
+    float *copy = memcpy(MEM_ARRAY(out->scope, float, n), v, n * sizeof *v);
+    if (pooled) out->pooled = copy, out->pooled_count = n;
+    else out->states = copy, out->states_count = n;
+    return true;
+}
+
+static void generate(FluxPipeline *p, Output *out) {
+    Error err = {0};
+    out->latents = MEM_ARRAY(out->scope, float, LATENT);
+    out->picture = MEM_ARRAY(out->scope, float, 3 * SIDE * SIDE);
+    FluxRequest r = {.prompt = "a lighthouse", .prompt_size = 12, .t5_tokens = TEXT, .width = SIDE,
+                     .height = SIDE, .steps = 1, .seed = 3, .cfg = {.scale = 1}, .guidance = 3.5,
+                     .events = {.array = keep_array, .user = out}};
+    CHECK(flux_pipeline_generate(p, &r, out->picture, out->latents, NULL, &err));
+}
+
+// Weights that read as `base`, but for one block, which reads as `other`.
+typedef struct Swap { const Weights *base; Weights *other; const char *block; } Swap;
+
+// "double_blocks.0" of "double_blocks.0.img_mod.lin.weight"; "img_in" of "img_in.weight".
+static int block_length(const char *name) {
+    for (const char *c = name; *c; c++)
+        if (c > name && c[-1] == '.' && *c >= '0' && *c <= '9')
+            return (int)(c - name) + (int)strspn(c, "0123456789");
+    return (int)(strrchr(name, '.') - name);
+}
+
+static bool read_swapped(void *user, int index, uint64_t offset, void *out, uint64_t bytes, Error *err) {
+    const Swap *s = user;
+    const WeightTensor *t = weights_at(s->base, index);
+    int n = block_length(t->name);
+    bool swapped = s->block && (int)strlen(s->block) == n && !memcmp(s->block, t->name, (size_t)n);
+    const Weights *from = swapped ? s->other : s->base;
+    return weights_read(from, weights_find(from, t->name), offset, out, bytes, err);
+}
+
+static Weights *swappable(Swap *s, const Weights *base) {
+    int n = weights_count(base);
+    WeightTensor *all = MEM_ARRAY(NULL, WeightTensor, n);
+    BindWant *same = MEM_ARRAY(all, BindWant, n);
+    for (int i = 0; i < n; i++) {
+        all[i] = *weights_at(base, i);
+        same[i] = (BindWant){.name = all[i].name, .ndim = all[i].ndim};
+        memcpy(same[i].shape, all[i].shape, sizeof all[i].shape);
+    }
+    *s = (Swap){.base = base, .other = dummy_weights(NULL, "other", same, n, DT_BF16, 12345)};
+    Weights *w = weights_synthetic(NULL, "swapped", all, n, read_swapped, s);
+    mem_free(all);
+    return w;
+}
+
+static bool is_used(PartId part, const char *name) { // by a run from a prompt
+    return part != PART_VAE || !strncmp(name, "decoder.", 8);
+}
+
+// Each block of each model, swapped for another one by one, changes the picture.
+static void test_every_block_matters(void **state) {
+    (void)state;
+    Error err = {0};
+    Device *dev = dev_open(NULL, "cpu", NULL, &err);
+    CHECK(dev);
+    ModelParts *model = pipeline_dummy_open(NULL, "flux-dev", 16, DT_COUNT), swapped = *model;
+    Swap swap[PART_COUNT];
+    Weights *w[PART_COUNT];
+    for (int i = 0; i < PART_COUNT; i++)
+        swapped.part[i].weights = w[i] = swappable(&swap[i], model->part[i].weights);
+    FluxPipeline *p = flux_pipeline_open(NULL, dev, &swapped,
+                                         &(FluxPipelineOptions){.compute = DT_F32, .type = DT_COUNT}, &err);
+    CHECK(p);
+    void *scope = mem_new(NULL, 1);
+    Output base = {.scope = scope}, same = {.scope = scope};
+    generate(p, &base), generate(p, &same);
+    size_t bytes = sizeof(float) * 3 * SIDE * SIDE;
+    assert_memory_equal(base.picture, same.picture, bytes);
+    int blocks = 0;
+    for (int i = 0; i < PART_COUNT; i++) {
+        for (int k = 0; k < weights_count(w[i]); k++) {
+            const char *name = weights_at(w[i], k)->name;
+            char *block = mem_strndup(scope, name, (size_t)block_length(name));
+            if (!is_used((PartId)i, name) || (swap[i].block && !strcmp(block, swap[i].block))) continue;
+            swap[i].block = block;
+            Output now = {.scope = scope};
+            generate(p, &now);
+            if (!memcmp(now.picture, base.picture, bytes)) fail_msg("%s: the picture stays", block);
+            for (int n = 0; n < 3 * SIDE * SIDE; n++) assert_true(isfinite(now.picture[n]));
+            blocks++;
+        }
+        swap[i].block = NULL;
+    }
+    print_message("    %d blocks\n", blocks);
+    assert_true(blocks > 30);
+    flux_pipeline_close(p);
+    for (int i = 0; i < PART_COUNT; i++) weights_close(w[i]), weights_close(swap[i].other);
+    model_parts_close(model);
+    dev_close(dev);
+    mem_free(scope);
+}
+
+// No two matrices are the same (vectors of a few numbers may be, by chance).
+static void test_blocks_differ(void **state) {
+    (void)state;
+    Error err = {0};
+    ModelParts *model = pipeline_dummy_open(NULL, "flux-dev", 8, DT_Q4_K);
+    int compared = 0;
+    for (int part = 0; part < PART_COUNT; part++) {
+        const Weights *w = model->part[part].weights;
+        void *scope = mem_new(NULL, 1);
+        uint8_t **data = MEM_ARRAY(scope, uint8_t *, weights_count(w));
+        for (int i = 0; i < weights_count(w); i++) {
+            const WeightTensor *t = weights_at(w, i);
+            if (t->ndim < 2) continue;
+            data[i] = mem_new(scope, t->bytes);
+            CHECK(weights_read(w, t, 0, data[i], t->bytes, &err));
+            for (int k = 0; k < i; k++) {
+                const WeightTensor *other = weights_at(w, k);
+                if (!data[k] || other->bytes != t->bytes) continue;
+                compared++;
+                if (!memcmp(data[i], data[k], t->bytes)) fail_msg("%s is %s", t->name, other->name);
+            }
+        }
+        mem_free(scope);
+    }
+    print_message("    %d pairs\n", compared);
+    assert_true(compared > 500);
+    model_parts_close(model);
+}
+
+static double relative(const float *a, const float *b, size_t n) {
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        assert_true(isfinite(a[i]) && isfinite(b[i]));
+        double d = (double)a[i] - (double)b[i];
+        difference += d * d, size += (double)a[i] * (double)a[i];
+    }
+    assert_true(size > 0);
+    return sqrt(difference / size);
+}
+
+// One block of each kind at its full size: double and single stream of width 3072, T5-XXL (4096 and
+// 10240), CLIP-L, and the whole decoder.
+static void test_full_size_blocks(void **state) {
+    (void)state;
+    Error err = {0};
+    static const DType compute[] = {DT_F32, DT_BF16};
+    void *scope = mem_new(NULL, 1);
+    Output out[2] = {{.scope = scope}, {.scope = scope}};
+    Device *dev = dev_open(NULL, "cpu", &(DeviceOptions){.budget = (uint64_t)1 << 30}, &err);
+    CHECK(dev);
+    ModelParts *model = pipeline_dummy_sized(NULL, "flux-dev", 1, PIPELINE_DUMMY_MAX_DIVISOR, DT_BF16);
+    for (int i = 0; i < 2; i++) {
+        double start = os_seconds();
+        FluxPipelineOptions options = {.compute = compute[i], .type = DT_COUNT};
+        FluxPipeline *p = flux_pipeline_open(NULL, dev, model, &options, &err);
+        CHECK(p);
+        generate(p, &out[i]);
+        flux_pipeline_close(p);
+        print_message("    %s: %.1f s\n", dtype_name(compute[i]), os_seconds() - start);
+    }
+    assert_int_equal(out[0].states_count, TEXT * 4096);
+    assert_int_equal(out[0].pooled_count, 768);
+    const struct { const char *name; const float *f32, *bf16; size_t n; double limit; } parts[] = {
+        {"CLIP-L", out[0].pooled, out[1].pooled, out[0].pooled_count, 0.02},
+        {"T5-XXL", out[0].states, out[1].states, out[0].states_count, 0.02},
+        {"latents", out[0].latents, out[1].latents, LATENT, 0.02},
+        {"picture", out[0].picture, out[1].picture, 3 * SIDE * SIDE, 0.05},
+    };
+    for (size_t i = 0; i < COUNT_OF(parts); i++) {
+        double r = relative(parts[i].f32, parts[i].bf16, parts[i].n);
+        print_message("    %s: f32 and bf16 differ by %.2e\n", parts[i].name, r);
+        if (!(r > 0 && r < parts[i].limit)) fail_msg("%s: %g", parts[i].name, r);
+    }
+    model_parts_close(model);
+    dev_close(dev);
+    mem_free(scope);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_ranges),
         cmocka_unit_test(test_speed),
+        cmocka_unit_test(test_blocks_differ),
+        cmocka_unit_test(test_every_block_matters),
+        cmocka_unit_test(test_full_size_blocks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
