@@ -65,36 +65,62 @@ static void write_model(void) {
                  strlen(FILES[i].sound ? FILES[i].sound : sound_index));
 }
 
-// Opens every part as a pipeline does, but for the vocabularies, which take long.
-static bool opens(Error *err) {
-    const ModelPaths paths = {.model = root};
-    ModelParts *parts = model_parts_open(NULL, &paths, err);
-    if (!parts) return false;
-    const ModelPart *part = parts->part;
-    for (int i = 0; i < PART_COUNT; i++) use_tensors(part[i].weights);
-    void *models = mem_new(NULL, 1);
-    FlowShift shift = FLOW_SHIFT_FLUX_DEV;
-    bool ok = flux_open(models, part[PART_TRANSFORMER].weights, part[PART_TRANSFORMER].config, DT_COUNT, err) &&
-              clip_open(models, part[PART_CLIP_L].weights, part[PART_CLIP_L].config, err) &&
-              t5_open(models, part[PART_T5].weights, part[PART_T5].config, DT_COUNT, err);
-    Vae *vae = ok ? vae_open(models, part[PART_VAE].weights, part[PART_VAE].config, err) : NULL;
-    ok = vae && (!parts->scheduler ||
-                 flow_shift_parse(parts->scheduler, strlen(parts->scheduler), "scheduler", &shift, err));
-    vae_close(vae);
-    mem_free(models);
-    model_parts_close(parts);
+static const Weights *part[PART_COUNT]; // sound
+
+static bool use_index(Error *err) {
+    char *path = mem_printf(NULL, "%s/%s/%s", root, FILES[0].folder, FILES[0].name);
+    Weights *w = weights_open(path, path, err);
+    bool ok = w && flux_open(path, w, NULL, DT_COUNT, err);
+    if (w) use_tensors(w);
+    weights_close(w);
+    mem_free(path);
     return ok;
 }
 
+static bool use_pipeline(Error *err) {
+    const ModelPaths paths = {.model = root};
+    ModelParts *parts = model_parts_open(NULL, &paths, err);
+    model_parts_close(parts);
+    return parts != NULL;
+}
+
+// What configuration `file` describes, opened with it.
+static bool use_config(int file, const char *text, Error *err) {
+    void *scratch = mem_new(NULL, 1);
+    FlowShift shift = FLOW_SHIFT_FLUX_DEV;
+    Vae *vae = NULL;
+    bool ok = false;
+    switch (file) {
+    case 2: ok = flux_open(scratch, part[PART_TRANSFORMER], text, DT_COUNT, err); break;
+    case 3: ok = clip_open(scratch, part[PART_CLIP_L], text, err); break;
+    case 4: ok = t5_open(scratch, part[PART_T5], text, DT_COUNT, err); break;
+    case 5: ok = vae = vae_open(scratch, part[PART_VAE], text, err); break;
+    case 6: ok = flow_shift_parse(text, strlen(text), "scheduler", &shift, err); break;
+    }
+    vae_close(vae);
+    mem_free(scratch);
+    return ok;
+}
+
+static bool use_file(int i, const char *text, Error *err) {
+    return i == 0 ? use_index(err) : i == 1 ? use_pipeline(err) : use_config(i, text, err);
+}
+
 static void start(void) {
+    static const char *const folders[PART_COUNT] = {"transformer", "text_encoder", "text_encoder_2", "vae"};
     Error err = {0};
     scope = mem_new(NULL, 1);
     root = scratch_new(scope);
     write_model();
-    if (!opens(&err)) {
-        err_print(&err, stderr);
-        abort();
+    for (int i = 0; i < PART_COUNT; i++) {
+        part[i] = weights_open(scope, os_path_join(scope, root, folders[i]), &err);
+        assert(part[i]);
     }
+    for (int i = 0; i < (int)COUNT_OF(FILES); i++)
+        if (!use_file(i, FILES[i].sound, &err)) {
+            err_print(&err, stderr);
+            abort();
+        }
     atexit(finish);
 }
 
@@ -102,10 +128,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!root) start();
     if (!size) return -1;
     int i = data[0] % (int)COUNT_OF(FILES);
-    put_file(i, data + 1, size - 1);
+    if (i >= 2 && memchr(data + 1, 0, size - 1)) return -1; // refused while reading
+    char *text = malloc(size); // of exactly its size
+    memcpy(text, data + 1, size - 1);
+    text[size - 1] = 0;
+    if (i < 2) put_file(i, data + 1, size - 1);
     Error err = {0};
-    if (!opens(&err)) use_refusal(&err);
-    put_file(i, FILES[i].sound ? FILES[i].sound : sound_index,
-             strlen(FILES[i].sound ? FILES[i].sound : sound_index));
+    if (!use_file(i, text, &err)) use_refusal(&err);
+    if (i < 2) put_file(i, FILES[i].sound ? FILES[i].sound : sound_index,
+                        strlen(FILES[i].sound ? FILES[i].sound : sound_index));
+    free(text);
     return 0;
 }
