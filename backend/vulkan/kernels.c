@@ -15,6 +15,8 @@ const KernelRow kernel_rows[] = {
     {.name = NULL},
 };
 const int kernel_row_count = (int)COUNT_OF(kernel_rows) - 1;
+_Static_assert(norm_operand_count * sizeof(TensorArg) + sizeof(NormParams) <= GROUP_SPARE &&
+                   GROUP_SPARE + 64 * 8 <= BLOCK_BYTES, "statistics of group norms in a block");
 
 int rows_count(OpId op) {
     int n = 0;
