@@ -22,6 +22,8 @@ static void errors_hold_status_and_text(void **state) {
     assert_string_equal(err.text, "--steps: expected 3");
     assert_false(err_prefix(&err, "in %s", "here"));
     assert_string_equal(err.text, "in here: --steps: expected 3");
+    assert_false(err_prefix(&err, "in %s", "here")); // once is enough
+    assert_string_equal(err.text, "in here: --steps: expected 3");
     assert_int_equal(err.status, STATUS_USAGE);
     assert_false(err_failed(&err, "x"));
     assert_int_equal(err.status, STATUS_FAILED);
