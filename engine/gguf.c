@@ -36,9 +36,12 @@ typedef struct Reader {
     uint64_t alignment;
 } Reader;
 
-enum { MAX_NAME = 65535, MAX_LISTED = 16, MAX_META = 100000 };
+enum { MAX_NAME = 65535, MAX_LISTED = 16, MAX_META = 100000, MAX_HEADER = 48 << 20 };
 
 static bool cut(Reader *r) {
+    if (r->size == MAX_HEADER)
+        return err_failed(r->err, "%s: expected a GGUF header of at most %d MiB, found more; the file is damaged "
+                          "or hostile", r->path, MAX_HEADER >> 20);
     return err_failed(r->err, "%s: expected more of the GGUF header at byte %zu, found the end; the "
                       "file is cut or damaged", r->path, r->at);
 }
@@ -64,7 +67,7 @@ static bool take_text(Reader *r, const char **text, uint64_t *n) {
 
 // A key or a tensor's name: short, valid text.
 static bool take_name(Reader *r, const char *what, const char **name) {
-    const char *text;
+    const char *text = NULL;
     uint64_t n = 0;
     if (!take_text(r, &text, &n)) return false;
     if (n == 0 || n > MAX_NAME || memchr(text, 0, (size_t)n))
@@ -145,7 +148,7 @@ static bool take_value(Reader *r, const char *key, const char **value) {
                           "is damaged or newer than this program", r->path, key, KV_COUNT, type);
     if (type == KV_ARRAY) return take_array(r, value);
     if (type == KV_TEXT) {
-        const char *text;
+        const char *text = NULL;
         uint64_t n = 0;
         if (!take_text(r, &text, &n)) return false;
         *value = mem_strndup(r->parent, text, (size_t)MIN(n, 1u << 20));
@@ -248,7 +251,7 @@ static bool restore_shape(Reader *r, const WeightList *list, WeightTensor *t) {
 
 bool gguf_read(void *parent, const char *path, const uint8_t *data, size_t size, WeightList *out,
                Error *err) {
-    Reader r = {parent, path, data, size, 4, err, GGUF_ALIGNMENT};
+    Reader r = {parent, path, data, MIN(size, (size_t)MAX_HEADER), 4, err, GGUF_ALIGNMENT};
     uint32_t version = 0;
     uint64_t tensors = 0, meta = 0;
     if (size < 24 || memcmp(data, "GGUF", 4))

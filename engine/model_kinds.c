@@ -2,16 +2,18 @@
 // the published checkpoints, and of the diffusers and ComfyUI layouts). See model_parts.h.
 #include "engine/model_parts.h"
 
-// A sentence part for people, and what to do with it where a FLUX.1 model is expected.
+#define OF_FLUX "this version runs FLUX.1 dev and schnell"
+
+// A sentence part for people, and what to say where a FLUX.1 model is expected.
 static const struct { const char *name, *title, *hint; } kinds[] = {
     {"flux", "FLUX.1", NULL},
     {"clip_l", "a CLIP text encoder", "give it with --clip-l"},
     {"t5", "a T5 encoder", "give it with --t5xxl"},
     {"vae", "an autoencoder", "give it with --vae"},
     {"nano", "Nano-Sora", NULL},
-    {"flux-fill", "FLUX.1 Fill", NULL},
-    {"flux-control", "FLUX.1 Canny or Depth", NULL},
-    {"flux-redux", "FLUX.1 Redux", NULL},
+    {"flux-fill", "FLUX.1 Fill", OF_FLUX},
+    {"flux-control", "FLUX.1 Canny or Depth", OF_FLUX},
+    {"flux-redux", "FLUX.1 Redux", OF_FLUX},
     {"flux2", "FLUX.2", NULL},
     {"chroma", "Chroma", NULL},
     {"sd1", "Stable Diffusion 1", NULL},

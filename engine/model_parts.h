@@ -48,7 +48,7 @@ const char *weights_architecture(const Weights *w, const char **prefix);
 const char *pipeline_architecture(const char *class_name);
 // A sentence part for people: "Stable Diffusion XL (SDXL)". `architecture` as above.
 const char *architecture_title(const char *architecture);
-// How a part of FLUX.1 is given ("give it with --vae"); NULL: it is none.
+// What to do with it where a FLUX.1 model is expected ("give it with --vae"); NULL: nothing.
 const char *architecture_hint(const char *architecture);
 // Is `path` something for model_parts_open (a diffusers folder, or a file that is no Nano-Sora)?
 // False with an error where nothing is there, or nothing that can be read.

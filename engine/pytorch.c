@@ -66,10 +66,11 @@ typedef struct Reader {
     const char *folder; // what stands before "data.pkl": "archive/"
     WeightList *out;
     int visited;
+    size_t name_bytes; // of all names
     Error *err;
 } Reader;
 
-enum { MAX_DEPTH = 32, MAX_VISITED = 2000000 };
+enum { MAX_DEPTH = 32, MAX_VISITED = 2000000, MAX_NAME_BYTES = 32 << 20 };
 // Storages of larger archives are as large as the model: checksums would take as long as loading.
 #define CHECKED_ARCHIVE ((size_t)64 << 20)
 
@@ -188,6 +189,10 @@ static bool collect(Reader *r, const PickleValue *dict, const char *prefix, int 
         const PickleValue *key = dict->item[i], *value = dict->item[i + 1];
         if (key->kind != PICKLE_TEXT || (!is_tensor(value) && !is_dict(value))) continue;
         if (strlen(prefix) + key->bytes > 4096) return bad_tensor(r, prefix, "a name of more than 4096 bytes");
+        r->name_bytes += strlen(prefix) + key->bytes;
+        if (r->name_bytes > MAX_NAME_BYTES)
+            return err_failed(r->err, "%s: expected names of at most %d MiB in all, found more; the file is "
+                              "hostile", r->path, MAX_NAME_BYTES >> 20);
         char *name = mem_printf(r->parent, "%s%.*s", prefix, (int)key->bytes, key->text);
         if (is_tensor(value)) {
             if (!add_tensor(r, name, value)) return false;

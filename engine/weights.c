@@ -215,7 +215,7 @@ static void adopt(Weights *w, const WeightList *list) {
 
 // ---- shards ---------------------------------------------------------------------------------------
 
-enum { MAX_INDEX = 16 << 20, MAX_SHARDS = 1000 };
+enum { MAX_INDEX = 8 << 20, MAX_SHARDS = 1000 };
 
 typedef struct Shard { const char *file; WeightList list; } Shard;
 typedef struct Index {

@@ -205,8 +205,19 @@ static void pickle_bombs(void **state) {
         for (; n + m <= BIG; n += m) memcpy(v + n, floods[i].again, m);
         expect_bad_pickle(v, n, floods[i].part);
     }
-    // Tuples that hold the one before twice: 2^60 leaves for who walks them all.
+    // One long key again and again: little in the file, much in a list of names.
+    static const char tensor[] = "ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\n"
+                                 "X\1\0\0\0" "0X\3\0\0\0cpuK\x10tQK\0K\x10\x85K\1\x85\x89}tRq\2";
     size_t n = 0;
+    memcpy(v, "\x80\x02}X\0\x10\0\0", 8), n = 8;
+    memset(v + n, 'k', 4096), n += 4096;
+    memcpy(v + n, "q\1", 2), n += 2;
+    memcpy(v + n, tensor, sizeof tensor - 1), n += sizeof tensor - 1;
+    memcpy(v + n, "s", 1), n += 1;
+    for (int i = 0; i < 99000; i++) memcpy(v + n, "h\1h\2s", 5), n += 5;
+    v[n++] = '.';
+    expect_bad_pickle(v, n, "names of at most");
+    // Tuples that hold the one before twice: 2^60 leaves for who walks them all.
     memcpy(v, "\x80\x02}", 3), n = 3;
     memcpy(v + n, "X\1\0\0\0a}", 7), n += 7;
     for (int i = 0; i < 60; i++) memcpy(v + n, "q\1}(X\1\0\0\0ah\1X\1\0\0\0bh\1u", 19), n += 19;
@@ -368,6 +379,20 @@ static void endless_headers(void **state) {
         memcpy(at_ + 8, name, 7);
     }
     expect_bad_bytes("endless.gguf", v, n, "at most 100000 tensors");
+    free(v);
+    // Metadata without end.
+    enum { TEXT = 1 << 20, TEXTS = 60, PAIR = 8 + 2 + 4 + 8 + TEXT };
+    v = calloc(TEXTS, PAIR + 1);
+    head = gguf(3, 0, TEXTS);
+    memcpy(v, head.v, head.n);
+    for (size_t i = 0; i < TEXTS; i++) {
+        uint8_t *pair = v + head.n + i * PAIR;
+        const uint64_t length = TEXT;
+        pair[0] = 2, pair[8] = (uint8_t)(65 + i / 26), pair[9] = (uint8_t)(65 + i % 26), pair[10] = 8;
+        memcpy(pair + 14, &length, 8);
+        memset(pair + 22, 'x', TEXT);
+    }
+    expect_bad_bytes("endless.gguf", v, TEXTS * (size_t)PAIR + 24, "header of at most");
     free(v);
     enum { NAMES = 400000 };
     char *text = malloc((size_t)NAMES * 64 + 64);
