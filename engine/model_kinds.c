@@ -2,6 +2,7 @@
 // the published checkpoints, and of the diffusers and ComfyUI layouts). See model_parts.h.
 #include "engine/model_parts.h"
 
+#define TAKE_OTHER "take the model in GGUF, fp8, f16 or bf16"
 #define OF_FLUX "this version runs FLUX.1 dev and schnell"
 
 // A sentence part for people, and what to say where a FLUX.1 model is expected.
@@ -16,6 +17,10 @@ static const struct { const char *name, *title, *hint; } kinds[] = {
     {"flux-redux", "FLUX.1 Redux", OF_FLUX},
     {"flux2", "FLUX.2", NULL},
     {"chroma", "Chroma", NULL},
+    {"bitsandbytes", "weights packed by bitsandbytes (NF4 or FP4)", TAKE_OTHER},
+    {"svdquant", "weights packed by SVDQuant (Nunchaku)", TAKE_OTHER},
+    {"gptq", "weights packed by GPTQ or AWQ", TAKE_OTHER},
+    {"quanto", "weights packed by Quanto", TAKE_OTHER},
     {"sd1", "Stable Diffusion 1", NULL},
     {"sd2", "Stable Diffusion 2", NULL},
     {"sdxl", "Stable Diffusion XL (SDXL)", NULL},
@@ -80,6 +85,12 @@ typedef struct Marker {
 #define OPEN_CLIP "transformer.resblocks.0.attn.in_proj_weight"
 
 static const Marker markers[] = {
+    // Packed in ways that are not read, whatever the model.
+    {"bitsandbytes", "*.quant_state.bitsandbytes__", NULL, ANY},
+    {"svdquant", "*.smooth_factor", NULL, ANY},
+    {"svdquant", "*.proj_down", "*.qweight", ANY},
+    {"gptq", "*.qweight", NULL, ANY},
+    {"quanto", "*.weight._data", NULL, ANY},
     // Additions to a model have tensors that the model itself has too.
     {"controlnet", "controlnet_blocks.0.weight", NULL, ANY},
     {"controlnet", "controlnet_cond_embedding.conv_in.weight", NULL, ANY},
