@@ -54,6 +54,16 @@ foreach(model clip t5 flux vae)
     set_property(TEST layers_${model} APPEND PROPERTY ENVIRONMENT
         "KILN_TEST_VALIDATE=1;ASAN_OPTIONS=detect_leaks=0")
 endforeach()
+# And on subgroups of 4 and 16: Mesa's software driver can be told how wide its vectors are. No row for
+# drivers on the CPU takes a call then, so that these run the rows for GPUs (a GPU ignores it).
+foreach(width 128 512)
+    foreach(model clip t5 flux)
+        set(name subgroups_${width}_${model})
+        add_test(NAME ${name} COMMAND test_${model} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+        kiln_test_properties(${name} unit)
+        set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT LP_NATIVE_VECTOR_WIDTH=${width})
+    endforeach()
+endforeach()
 file(GLOB test_scripts CONFIGURE_DEPENDS tests/test_*.sh tests/cli_*.sh)
 foreach(script ${test_scripts})
     get_filename_component(name ${script} NAME_WE)
