@@ -277,7 +277,8 @@ static bool bind_step(Device *dev, const ProgramStep *step, BoundStep *bound, Er
         return err_failed(err, "%s: %s%s%s: expected a kernel for these types and shapes, found none "
                           "(%s); use --device cpu", dev->info.id, op_info[call->op].name,
                           call->label ? " " : "", call->label ? call->label : "", why);
-    *bound = (BoundStep){.call = *call, .row = row, .barrier = step->barrier};
+    *bound = (BoundStep){.call = *call, .row = row, .barrier = step->barrier,
+                         .internal = step->internal};
     return true;
 }
 

@@ -88,6 +88,9 @@ bool dev_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, E
 typedef struct ProgramStep {
     OpCall call;
     bool barrier; // wait for all steps before: set where data truly depends
+    // What it writes is read by later steps of this program alone, before another writes there: a
+    // backend may leave it unwritten where it computes those steps' results without it.
+    bool internal;
 } ProgramStep;
 // Copies what it needs of `steps`. Fails where a call is not valid or no kernel row supports it.
 Program *prog_new(Device *dev, const ProgramStep *steps, int count, Error *err);

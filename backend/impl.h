@@ -53,7 +53,7 @@ struct Buffer {
     void *state;
 };
 
-typedef struct BoundStep { OpCall call; int row; bool barrier; double seconds; } BoundStep;
+typedef struct BoundStep { OpCall call; int row; bool barrier, internal; double seconds; } BoundStep;
 
 struct Program {
     Device *dev;

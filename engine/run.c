@@ -113,8 +113,14 @@ static bool record_program(Plan *plan, Error *err) {
         step->call.params = node->params;
         step->call.label = node->label;
         step->barrier = plan->barrier[i];
-        for (int k = 0; k < op_info[node->op].operand_count; k++)
-            if (node->t[k]) step->call.t[k] = locate(plan, node->t[k]);
+        step->internal = true;
+        for (int k = 0; k < op_info[node->op].operand_count; k++) {
+            if (!node->t[k]) continue;
+            const Storage *s = node->t[k]->storage;
+            step->call.t[k] = locate(plan, node->t[k]);
+            if (role_writes(op_info[node->op].operand[k].role))
+                step->internal = step->internal && !s->param && !s->output;
+        }
         Work work = op_info[node->op].work(&step->call);
         plan->stats.flops += work.flops;
         plan->stats.bytes += work.bytes;

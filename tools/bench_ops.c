@@ -281,7 +281,7 @@ static bool timed(Device *dev, const OpCall *call, int steps, int runs, double *
                   const Cancel *cancel, Error *err) {
     ProgramStep *step = MEM_ARRAY(NULL, ProgramStep, steps);
     double took[RUNS];
-    for (int i = 0; i < steps; i++) step[i] = (ProgramStep){*call, true};
+    for (int i = 0; i < steps; i++) step[i] = (ProgramStep){.call = *call, .barrier = true};
     Program *prog = prog_new(dev, step, steps, err);
     mem_free(step);
     bool ok = prog && prog_run(prog, cancel, err); // warm-up

@@ -127,8 +127,11 @@ static void cpu_close(Device *dev) {
 }
 
 // ---- programs ---------------------------------------------------------------------------------
-static void run_step(CpuState *s, BoundStep *step, const Cancel *cancel) {
+static void run_step(CpuState *s, BoundStep *step, const Fused *fused, const Cancel *cancel) {
     double start = os_seconds();
+    step->seconds = 0;
+    if (fused && fused->skip) return;
+    s->cpu.packed = fused && fused->packed.data ? &fused->packed : NULL;
     OpId op = step->call.op;
     step->call.cancel = cancel;
     if (step->row < s->row_count[op])
@@ -147,7 +150,8 @@ static bool flush(Device *dev, const Cancel *cancel, Error *err) {
     if (watched && s->cpu.pool) pool_watch(s->cpu.pool, cancel->asked, cancel->user);
     for (int q = 0; q < s->queue.n && ok; q++)
         for (int i = 0; i < s->queue.v[q]->count && ok; i++) {
-            run_step(s, &s->queue.v[q]->steps[i], cancel);
+            const Fused *fused = s->queue.v[q]->state;
+            run_step(s, &s->queue.v[q]->steps[i], fused ? &fused[i] : NULL, cancel);
             // A part left undone counts, whatever is answered now.
             if (watched && ((s->cpu.pool && pool_stopped(s->cpu.pool)) || cancel->asked(cancel->user)))
                 ok = err_set(err, STATUS_CANCELLED, "cancelled");
@@ -157,7 +161,22 @@ static bool flush(Device *dev, const Cancel *cancel, Error *err) {
     return ok;
 }
 
-static bool prog_init(Program *prog, Error *err) { (void)prog, (void)err; return true; }
+static bool prog_init(Program *prog, Error *err) {
+    (void)err;
+#if HAVE_AVX512_BF16
+    CpuState *s = prog->dev->state;
+    bool *packs = MEM_ARRAY(NULL, bool, MAX(prog->count, 1));
+    for (int i = 0; i < prog->count; i++) {
+        const BoundStep *step = &prog->steps[i];
+        packs[i] = step->call.op == OP_GEMM && step->row < s->row_count[OP_GEMM] &&
+                   s->rows[OP_GEMM][step->row]->run == gemm_amx && gemm_amx_packs(&s->cpu, &step->call);
+    }
+    prog->state = fuse_dequant(prog, packs);
+    mem_free(packs);
+#endif
+    return true;
+}
+static bool prog_init_plain(Program *prog, Error *err) { (void)prog, (void)err; return true; }
 static void prog_done(Program *prog) { flush(prog->dev, NULL, NULL); }
 static uint64_t no_bytes(const Device *dev, int count) { (void)dev, (void)count; return 0; }
 
@@ -240,7 +259,7 @@ const DeviceImpl cpu_impl = {
 const DeviceImpl ref_impl = {
     .backend = "ref", .list = ref_list, .open = ref_open, .close = cpu_close,
     .buf_init = buf_init, .buf_done = buf_done, .write = buf_write, .read = buf_read,
-    .upload = buf_upload, .fill = buf_fill, .prog_init = prog_init, .prog_done = prog_done,
+    .upload = buf_upload, .fill = buf_fill, .prog_init = prog_init_plain, .prog_done = prog_done,
     .prog_bytes_for = no_bytes, .submit = submit, .wait = flush,
     .row_count = row_count, .row_name = row_name, .row_fits = row_fits,
 };

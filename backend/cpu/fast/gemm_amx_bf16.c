@@ -54,6 +54,57 @@ static void pack_part(void *arg, int64_t part, int thread) {
            MIN(panels * SIDE, j->gemm.N - n0), k0, MIN(PACK_STEPS * STEP, j->gemm.seg[0].K - k0));
 }
 
+// Rows of a packed type as bf16, rounded as dequant rounds.
+INLINE __m512 eight_bits(const uint8_t *q) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)q)));
+}
+static void unpack_q8_0(uint16_t *to, const uint8_t *from, __m512 scale, int64_t n) {
+    for (; n > 0; n -= 32, from += 34, to += 32) {
+        __m512 d = _mm512_set1_ps(_cvtsh_ss((uint16_t)(from[0] | from[1] << 8)));
+        __m512 low = _mm512_mul_ps(_mm512_mul_ps(eight_bits(from + 2), d), scale);
+        __m512 high = _mm512_mul_ps(_mm512_mul_ps(eight_bits(from + 18), d), scale);
+        __m512bh pair = _mm512_cvtne2ps_pbh(high, low);
+        memcpy(to, &pair, sizeof pair);
+    }
+}
+static void unpack_row(const PackedRows *p, int64_t element, uint16_t *to, int64_t n) {
+    const uint8_t *from = p->data + dtype_bytes(p->type, (uint64_t)element);
+    __m512 scale = _mm512_set1_ps(p->scale ? *p->scale : 1);
+    if (p->type == DT_Q8_0) {
+        unpack_q8_0(to, from, scale, n);
+        return;
+    }
+    float f[KB];
+    unpack_avx512(p->type, from, f, n);
+    for (int64_t i = n; i < (int64_t)align_up((uint64_t)n, 32); i++) f[i] = 0;
+    for (int64_t i = 0; i < n; i += 32) {
+        __m512 low = _mm512_mul_ps(_mm512_loadu_ps(f + i), scale);
+        __m512 high = _mm512_mul_ps(_mm512_loadu_ps(f + i + 16), scale);
+        __m512bh pair = _mm512_cvtne2ps_pbh(high, low);
+        memcpy(to + i, &pair, sizeof pair);
+    }
+}
+
+// The same as pack_w from rows of a packed type, decoded 16 at a time in the first-level cache.
+static void pack_packed(const AmxJob *j, uint16_t *to, int64_t panel, int64_t n0, int64_t cols,
+                        int64_t k0, int64_t k) {
+    uint16_t rows[16 * KB];
+    const PackedRows *p = j->gemm.cpu->packed;
+    int64_t K = j->gemm.seg[0].K, bytes = (int64_t)dtype_bytes(p->type, (uint64_t)k);
+    for (int64_t c = 0; c < (int64_t)align_up((uint64_t)cols, SIDE); c += 16) {
+        for (int64_t i = 0; i < 16 && c + i < cols; i++) {
+            // Pieces of rows are too short and too far apart for the processor to foresee.
+            const uint8_t *later = p->data + dtype_bytes(p->type, (uint64_t)((n0 + c + i + 16) * K + k0));
+            for (int64_t at = 0; at < bytes && c + i + 16 < cols; at += 64)
+                _mm_prefetch((const char *)later + at, _MM_HINT_T0);
+            unpack_row(p, (n0 + c + i) * K + k0, rows + i * KB, k);
+        }
+        uint16_t *tile = to + c / SIDE * panel + c / 16 % 2 * TILE;
+        for (int64_t i = 0; i * STEP < k; i++)
+            columns_tile(tile + 2 * i * TILE, rows + i * STEP, KB, cols - c, k - i * STEP);
+    }
+}
+
 static void turn_tile(uint16_t *tile) {
     uint16_t copy[TILE];
     memcpy(copy, tile, sizeof copy);
@@ -155,7 +206,8 @@ static void long_part(void *arg, int64_t part, int thread) {
     tiles_on();
     for (int64_t k0 = 0; k0 < K; k0 += KB) {
         int64_t k = MIN(KB, K - k0), steps = (k + STEP - 1) / STEP, panel = steps * 2 * TILE;
-        pack_w(j, w, panel, n0, cols, k0, k);
+        if (g->cpu->packed) pack_packed(j, w, panel, n0, cols, k0, k);
+        else pack_w(j, w, panel, n0, cols, k0, k);
         for (int64_t m = 0; m < j->rows; m += SIDE) {
             const uint16_t *x = j->pack + (m / SIDE * j->steps + k0 / STEP) * 2 * TILE;
             for (int64_t n = 0; n < wide; n += SIDE)
@@ -168,6 +220,8 @@ static void long_part(void *arg, int64_t part, int thread) {
     }
     tiles_off();
 }
+
+static bool is_long(const Segment *s) { return s->K >= LONG_K && s->xk == 1 && s->wk == 1; }
 
 static void run_long(AmxJob *j) {
     GemmJob *g = &j->gemm;
@@ -221,14 +275,19 @@ static void cut(GemmJob *g) {
     }
 }
 
+bool gemm_amx_packs(Cpu *cpu, const OpCall *c) {
+    GemmJob g;
+    gemm_setup(&g, cpu, c);
+    return is_long(&g.seg[0]) && (cpu->pack || (cpu->pack = os_block_new(PACK_BYTES)));
+}
+
 void gemm_amx(Cpu *cpu, const OpCall *c) {
     AmxJob j = {0};
     GemmJob *g = &j.gemm;
     gemm_setup(g, cpu, c);
     cut(g);
     j.steps = (g->seg[0].K + STEP - 1) / STEP;
-    const Segment *s = &g->seg[0];
-    if (s->K >= LONG_K && s->xk == 1 && s->wk == 1 && (cpu->pack || (cpu->pack = os_block_new(PACK_BYTES)))) {
+    if (is_long(&g->seg[0]) && (cpu->pack || (cpu->pack = os_block_new(PACK_BYTES)))) {
         j.pack = cpu->pack;
         run_long(&j);
         return;

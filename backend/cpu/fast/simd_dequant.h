@@ -203,6 +203,10 @@ INLINE void decode_run(DType type, const uint8_t *b, float *y, int64_t n) {
     }
 }
 
+#if defined(__AVX512F__)
+void FN(unpack)(DType type, const uint8_t *from, float *to, int64_t n) { decode_run(type, from, to, n); }
+#endif
+
 static void dequant_part(void *arg, int64_t part, int thread) {
     (void)thread;
     const DequantJob *j = arg;
