@@ -292,8 +292,6 @@ static uint64_t smallest_vae(FluxPipeline *p, VaePass pass, const FluxRequest *r
     return high;
 }
 
-// The smallest budget in which every stage can be planned; 0: none.
-static uint64_t smallest_budget(FluxPipeline *p, const FluxRequest *r, const Shape *shape) {
 // What was planned with this device's staging, with that of the budget itself, which may be another.
 static uint64_t with_its_staging(const DeviceInfo *info, uint64_t need) {
     uint64_t rest = need - MIN(info->staging_bytes, need), budget = rest;
@@ -302,6 +300,8 @@ static uint64_t with_its_staging(const DeviceInfo *info, uint64_t need) {
     return budget;
 }
 
+// The smallest budget in which every stage can be planned; 0: none.
+static uint64_t smallest_budget(FluxPipeline *p, const FluxRequest *r, const Shape *shape) {
     uint64_t need = smallest_vae(p, VAE_DECODE, r);
     if (r->init) need = MAX(need, smallest_vae(p, VAE_ENCODE, r));
     for (int id = 0; id < STAGE_COUNT; id++) {
