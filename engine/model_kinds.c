@@ -44,6 +44,7 @@ static const struct { const char *name, *title, *hint; } kinds[] = {
     {"kolors", "Kolors", NULL},
     {"controlnet", "a ControlNet", NULL},
     {"ip-adapter", "an IP-Adapter", NULL},
+    {"t2i-adapter", "a T2I-Adapter", NULL},
     {"motion-module", "a motion module (AnimateDiff)", NULL},
     {"lora", "a LoRA", NULL},
     {"embedding", "a textual-inversion embedding", NULL},
@@ -98,6 +99,8 @@ static const Marker markers[] = {
     {"controlnet", "input_hint_block.0.weight", NULL, ANY},
     {"ip-adapter", "*to_k_ip.weight", NULL, ANY},
     {"motion-module", "*motion_modules.", NULL, ANY},
+    {"t2i-adapter", "adapter.body.0.resnets.0.block1.weight", NULL, ANY},
+    {"t2i-adapter", "body.0.block1.weight", "conv_in.weight", ANY},
     {"flux-redux", "redux_up.weight", NULL, ANY},
     // Of the FLUX.1 family.
     {"chroma", "distilled_guidance_layer.in_proj.weight", NULL, ANY},
@@ -159,7 +162,10 @@ static const Marker markers[] = {
     {"video-vae", "decoder.up_blocks.0.resnets.0.norm1.gamma", NULL, ANY},
     {"vae", "decoder.conv_in.weight", NULL, ANY},
     {"vae", "decoder.1.weight", NULL, ANY},
-    {"vae", "decoder.layers.1.weight", NULL, ANY},
+    {"vae", "decoder.layers.0.weight", NULL, ANY}, // TAESD, as diffusers, its authors and others name it
+    {"vae", "taesd_decoder.1.weight", NULL, ANY},
+    {"vae", "3.conv.0.weight", "1.weight", ANY},
+    {"vae", "1.conv.0.weight", "0.weight", ANY},
     {"umt5", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight", NULL, ANY},
     {"umt5", "blocks.0.pos_embedding.embedding.weight", "token_embedding.weight", ANY},
     {"t5", "encoder.block.0.layer.0.SelfAttention.q.weight", NULL, ANY},
