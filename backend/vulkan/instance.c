@@ -209,7 +209,7 @@ static bool choose_family(const Instance *instance, PhysicalDevice *p) {
     // Uploads: a family that does nothing else (a copy engine), else a second queue of this one.
     p->upload_family = p->queue_family;
     p->upload_index = families[best].queueCount > 1;
-    const VkQueueFlags video = 0x20 | 0x40 | 0x100; // decode, encode, optical flow: not in old headers
+    const VkQueueFlags video = 0x20 | 0x40 | 0x100; // decode, encode, optical flow (newer headers)
     const VkQueueFlags busy = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_GRAPHICS_BIT | video;
     for (uint32_t i = 0; i < n && p->upload_family == p->queue_family; i++) {
         VkQueueFlags flags = families[i].queueFlags;
