@@ -54,11 +54,6 @@ BindWant *clip_wants(void *parent, const ClipConfig *c, int *count) {
     return list.v;
 }
 
-WeightTensor *clip_tensors(void *parent, const ClipConfig *c, DType matrices, int *count) {
-    BindWant *wants = clip_wants(parent, c, count);
-    return wants_tensors(parent, wants, *count, matrices);
-}
-
 // Some files leave out "text_model."; then what follows it begins their names.
 static const NameRow bare_rows[] = {{"text_model.", {""}}};
 static const NameLayout layouts[] = {

@@ -44,7 +44,6 @@ extern const char *const clip_ignore[];
 
 // CLIP-L at 1/divisor of width and depth, rounded up to whole heads of the real size.
 ClipConfig clip_preset(int divisor);
-WeightTensor *clip_tensors(void *parent, const ClipConfig *c, DType matrices, int *count);
 
 typedef struct ClipShape {
     int batch;     // texts

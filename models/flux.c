@@ -87,11 +87,6 @@ bool flux_is_schedule(const char *name) {
     return false;
 }
 
-WeightTensor *flux_tensors(void *parent, const FluxConfig *c, DType matrices, int *count) {
-    BindWant *wants = flux_wants(parent, c, count);
-    return wants_tensors(parent, wants, *count, matrices);
-}
-
 // ---- configuration ----------------------------------------------------------------------------
 
 bool flux_check_config(const FluxConfig *c, Error *err) {

@@ -80,9 +80,6 @@ extern const char *const flux_keep[];
 // the text encoders'.
 FluxConfig flux_preset(bool guidance, int divisor);
 const char *flux_variant(const FluxConfig *c); // "dev", "schnell"
-// What a file of it would hold (original names): for weights_synthetic and engine/dummy.h. Matrices
-// in `matrices` (f16 where a row is not whole blocks), biases and norms in f32.
-WeightTensor *flux_tensors(void *parent, const FluxConfig *c, DType matrices, int *count);
 
 // ---- inputs made by the host --------------------------------------------------------------------
 

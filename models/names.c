@@ -105,20 +105,6 @@ static int64_t elements(const BindWant *w) {
     return n;
 }
 
-WeightTensor *wants_tensors(void *parent, const BindWant *wants, int count, DType matrices) {
-    WeightTensor *t = MEM_ARRAY(parent, WeightTensor, MAX(count, 1));
-    for (int i = 0; i < count; i++) {
-        const BindWant *w = &wants[i];
-        bool fits = w->shape[MAX(w->ndim - 1, 0)] % dtype_block(matrices) == 0;
-        DType type = w->ndim < 2 ? DT_F32 : fits ? matrices : DT_F16;
-        int64_t n = elements(w);
-        t[i] = (WeightTensor){.name = w->name, .dtype = type, .ndim = w->ndim, .count = (uint64_t)n,
-                              .bytes = (uint64_t)dtype_bytes(type, n)};
-        memcpy(t[i].shape, w->shape, sizeof w->shape);
-    }
-    return t;
-}
-
 int64_t wants_parameters(const BindWant *wants, int count) {
     int64_t n = 0;
     for (int i = 0; i < count; i++) n += elements(&wants[i]);

@@ -49,9 +49,6 @@ typedef struct WantList {
 } WantList;
 void wants_add(WantList *list, const WantRow *rows, int count, int block);
 
-// As tensors of a file: matrices in `matrices` where rows are whole blocks of it (else f16), tensors
-// of one dimension in f32.
-WeightTensor *wants_tensors(void *parent, const BindWant *wants, int count, DType matrices);
 int64_t wants_parameters(const BindWant *wants, int count);
 
 typedef struct UnitList {

@@ -63,11 +63,6 @@ BindWant *t5_wants(void *parent, const T5Config *c, int *count) {
     return list.v;
 }
 
-WeightTensor *t5_tensors(void *parent, const T5Config *c, DType matrices, int *count) {
-    BindWant *wants = t5_wants(parent, c, count);
-    return wants_tensors(parent, wants, *count, matrices);
-}
-
 int t5_width(const T5Config *c) { return c->projection ? c->projection : c->dim; }
 
 // llama.cpp's names, as in the T5 encoders that GGUF files hold.

@@ -57,7 +57,6 @@ const char *t5_gguf_name(void *parent, const char *name);
 
 // T5-XXL v1.1's encoder at 1/divisor of width and depth, rounded up to whole heads of the real size.
 T5Config t5_preset(int divisor);
-WeightTensor *t5_tensors(void *parent, const T5Config *c, DType matrices, int *count);
 
 typedef struct T5Shape {
     int batch;   // texts

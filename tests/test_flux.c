@@ -1,6 +1,7 @@
 // FLUX.1's transformer against diffusers (tests/golden/flux_*.safetensors): both stages, both
 // layouts, batches with a prompt each, streamed as resident; host-side inputs.
 #include "models/flux.h"
+#include "models/names.h"
 #include "tests/model_check.h"
 
 static const char *const cases[] = {"a", "b"};
@@ -204,13 +205,11 @@ static void configurations_are_found_and_checked(void **state) {
     assert_non_null(strstr(err.text, "expected the transformer of FLUX.1"));
     full = flux_preset(true, 1);
     int count;
-    WeightTensor *t = flux_tensors(c.scope, &full, DT_F8_E4M3, &count);
-    uint64_t n = 0, schedule = 0;
-    for (int i = 0; i < count; i++) {
-        n += t[i].count;
-        if (flux_is_schedule(t[i].name)) schedule += t[i].count;
-    }
-    assert_true(n == 11901408320u); // FLUX.1-dev
+    const BindWant *wants = flux_wants(c.scope, &full, &count);
+    int64_t n = wants_parameters(wants, count), schedule = 0;
+    for (int i = 0; i < count; i++)
+        if (flux_is_schedule(wants[i].name)) schedule += wants_parameters(&wants[i], 1);
+    assert_true(n == 11901408320); // FLUX.1-dev
     print_message("  flux-dev: %.2f of %.2f billion weights in the schedule stage\n",
                   (double)schedule / 1e9, (double)n / 1e9);
     assert_true(schedule > 3200000000u && schedule < 3300000000u);

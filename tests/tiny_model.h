@@ -10,6 +10,7 @@
 #include "models/autoencoder_kl.h"
 #include "models/clip.h"
 #include "models/flux.h"
+#include "models/names.h"
 #include "models/t5.h"
 #include "tests/scratch.h"
 
@@ -40,10 +41,19 @@ static inline TinyPart tiny_part(void *parent, PartId id) {
     T5Config t5 = {.vocab = 16, .dim = 8, .heads = 1, .head_dim = 8, .layers = 1, .ff = 8, .gated = true,
                    .buckets = 32};
     TinyPart p = {0};
-    if (id == PART_TRANSFORMER) p.t = flux_tensors(parent, &flux, DT_F16, &p.n);
-    else if (id == PART_CLIP_L) p.t = clip_tensors(parent, &clip, DT_F16, &p.n);
-    else if (id == PART_T5) p.t = t5_tensors(parent, &t5, DT_F16, &p.n);
+    const BindWant *wants;
+    if (id == PART_TRANSFORMER) wants = flux_wants(parent, &flux, &p.n);
+    else if (id == PART_CLIP_L) wants = clip_wants(parent, &clip, &p.n);
+    else if (id == PART_T5) wants = t5_wants(parent, &t5, &p.n);
     else return tiny_vae(parent, KL_DIFFUSERS);
+    p.t = MEM_ARRAY(parent, WeightTensor, p.n);
+    for (int i = 0; i < p.n; i++) {
+        WeightTensor *t = &p.t[i];
+        *t = (WeightTensor){.name = wants[i].name, .dtype = wants[i].ndim < 2 ? DT_F32 : DT_F16,
+                            .ndim = wants[i].ndim, .count = (uint64_t)wants_parameters(&wants[i], 1)};
+        t->bytes = (uint64_t)dtype_bytes(t->dtype, (int64_t)t->count);
+        memcpy(t->shape, wants[i].shape, sizeof t->shape);
+    }
     return p;
 }
 
