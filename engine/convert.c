@@ -356,6 +356,9 @@ static bool run_threads(Conversion *c, const Item *it, int64_t from, int64_t to,
         if (largest) *largest = MAX(*largest, work[i].largest);
     }
     mem_free(work);
+    // A file that is read once need not stay in memory.
+    uint64_t row = bound_row_bytes(&it->from);
+    bound_advise(&it->from, (uint64_t)from * row, (uint64_t)(to - from) * row, MAP_DONE);
     return ok;
 }
 
