@@ -171,6 +171,10 @@ static Read *reader_of(const char *path, const uint8_t *d, size_t n, const char 
     const char *wrong = NULL;
     if (n >= 4 && !memcmp(d, "GGUF", 4)) return *format = "gguf", gguf_read;
     if (n >= 4 && !memcmp(d, "PK\3\4", 4)) return *format = "pytorch", pytorch_read;
+    // The length of a header may look like another kind's beginning: 640 like a pickle's.
+    uint64_t length = UINT64_MAX;
+    if (n > 8) memcpy(&length, d, 8);
+    if (length <= ST_MAX_HEADER && d[8] == '{') return *format = "safetensors", safetensors_read;
     for (size_t i = 0; i < COUNT_OF(foreign) && !wrong; i++)
         if (n >= foreign[i].at + foreign[i].n && !memcmp(d + foreign[i].at, foreign[i].bytes, foreign[i].n))
             wrong = foreign[i].what;

@@ -491,6 +491,24 @@ static void other_kinds(void **state) {
     expect_refused("some text that is no weight file at all", 39, "a text");
 }
 
+// Headers whose length looks like the beginning of a pickle (0x80 2 ... 5) or a gzip archive.
+static void lengths_like_other_kinds(void **state) {
+    (void)state;
+    static const uint64_t lengths[] = {0x280, 0x380, 0x480, 0x580, 0x8b1f};
+    for (size_t i = 0; i < COUNT_OF(lengths); i++) {
+        static const char json[] = "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}";
+        Error err = {0};
+        uint8_t *v = malloc(8 + lengths[i] + 4);
+        memcpy(v, &lengths[i], 8);
+        memset(v + 8, ' ', lengths[i] + 4);
+        memcpy(v + 8, json, strlen(json));
+        Weights *w = weights_parse(NULL, "padded", v, 8 + lengths[i] + 4, &err);
+        CHECK(w != NULL && weights_count(w) == 1);
+        weights_close(w);
+        free(v);
+    }
+}
+
 static int set_up(void **state) {
     *state = scratch_new(NULL);
     return 0;
@@ -508,6 +526,7 @@ int main(void) {
         cmocka_unit_test(writes_gguf), cmocka_unit_test(sharded), cmocka_unit_test(folders),
         cmocka_unit_test(every_cut_is_refused), cmocka_unit_test(damage_does_no_harm),
         cmocka_unit_test(hostile_gguf), cmocka_unit_test(hostile_pytorch), cmocka_unit_test(other_kinds),
+        cmocka_unit_test(lengths_like_other_kinds),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
