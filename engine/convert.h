@@ -14,6 +14,8 @@
 //    of e4m3 would leave the many weights below 1/64 with less than its three bits of mantissa.
 //  - what keeps its type, but has one that the file's format lacks, gets f16 where it is plain
 //    fp8 (which f16 holds exactly), else f32.
+//  - pieces that become one tensor: of several types, f32; of fp8 with several scales, rounded anew
+//    for a common one.
 // With no type asked for, types stay; bytes are copied as they are.
 //
 // Thread-safety: a Conversion belongs to one thread; writing starts others.

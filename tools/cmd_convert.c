@@ -66,8 +66,8 @@ static void say(const Cmd *cmd, const ConvertModel *m, const char *path, DType t
         log_msg(log, LOG_DEBUG, "%d tensors in %s, %s", r->by_type[t], dtype_name((DType)t), size);
     }
     format_bytes(size, r->bytes);
-    log_msg(log, LOG_INFO, "wrote %s: %s, %d tensors, %s in %.1f s", path, m->what, r->tensors, size,
-            r->seconds);
+    log_msg(log, LOG_INFO, "wrote %s: %s, %d tensors, %s in %.1f s", path, m->what, r->tensors,
+            size, r->seconds);
 }
 
 static bool print_json(const ConvertModel *m, const char *path, const ConvertReport *r,
@@ -153,8 +153,8 @@ const Command cmd_convert = {
         "a .gguf: llama.cpp's), other weights keep theirs. Several parts become ComfyUI's "
         "checkpoint; a .gguf takes the transformer of such a model. Without --type, types stay.\n\n"
         "Block types and fp8 are for matrices: biases and norms, embedders, tables of tokens and "
-        "the final layer keep their type, as do matrices whose rows are not whole blocks (32 or 256 "
-        "numbers). In a .gguf, biases and norms are f32. In a checkpoint, --type is for the "
+        "the final layer keep their type, as do matrices whose rows are not whole blocks (32 or "
+        "256 numbers). In a .gguf, biases and norms are f32. In a checkpoint, --type is for the "
         "transformer and T5. fp8 comes with a scale per matrix (ComfyUI's scale_weight), which "
         "keeps more of small weights than a plain cast.",
     .examples = "kiln convert -m FLUX.1-dev -o flux1-dev-q8_0.gguf --type q8_0\n"
