@@ -41,6 +41,7 @@ bool same_shape(const Tensor *a, const Tensor *b) {
 static Tensor *add_tensor(Graph *g, Tensor *t) {
     t->g = g;
     t->id = g->tensors.n;
+    t->storage->handles++;
     ARR_PUSH(g, &g->tensors, t);
     ARR_PUSH(g, &g->extra, MEM_NEW(g, TensorExtra));
     return t;
@@ -100,13 +101,12 @@ Tensor *g_input(Graph *g, const char *name, DType dtype, int ndim, const int64_t
 }
 
 Tensor *g_param(Graph *g, Param *param) {
-    for (int i = 0; i < g->tensors.n; i++) {
-        Tensor *t = g->tensors.v[i];
-        if (!t->base && t->storage->param == param) return t;
-    }
+    for (int i = g->params.n - 1; i >= 0; i--)
+        if (g->params.v[i]->storage->param == param) return g->params.v[i];
     Tensor *t = make(g, STORAGE_PARAM, param->name, param->dtype, param->ndim, param->shape);
     t->storage->param = param;
     t->needs_grad = param->train;
+    ARR_PUSH(g, &g->params, t);
     return t;
 }
 
@@ -245,22 +245,24 @@ Tensor *g_broadcast(Tensor *t, int ndim, const int64_t *shape) {
 static bool retarget(Tensor *part, Tensor *place) {
     Node *node = part->node;
     if (!node || part->dtype != place->dtype || part->storage->output) return false;
-    int handles = 0, operand = -1;
-    for (int i = 0; i < part->g->tensors.n; i++)
-        handles += part->g->tensors.v[i]->storage == part->storage;
+    int operand = -1;
     for (int i = 0; i < op_info[node->op].operand_count; i++)
         if (node->t[i] && node->t[i]->storage == part->storage) {
             if (operand >= 0) return false;
             operand = i;
         }
-    if (operand < 0 || handles > 1 + (node->t[operand] != part)) return false;
+    if (operand < 0) return false;
     Tensor *seen = node->t[operand];
+    int handles = 1 + (seen != part);
+    if (part->storage->handles > handles) return false;
     int64_t stride[MAX_DIMS];
     if (!reshape_strides(place, seen->ndim, seen->shape, stride)) return false;
     if (stride[seen->ndim - 1] != 1 && seen->shape[seen->ndim - 1] != 1) return false;
     memcpy(part->stride, place->stride, sizeof part->stride);
     memcpy(seen->stride, stride, sizeof seen->stride);
     part->offset = seen->offset = place->offset;
+    part->storage->handles -= handles;
+    place->storage->handles += handles;
     part->storage = seen->storage = place->storage;
     return true;
 }

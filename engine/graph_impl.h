@@ -12,7 +12,7 @@ struct Storage {
     uint64_t bytes;
     Param *param;
     bool output; // kept until the end of the run
-    int id;
+    int id, handles; // tensors that live in it
 };
 
 typedef enum {
@@ -53,6 +53,7 @@ struct Graph {
     ARRAY(TensorExtra *) extra;
     ARRAY(Node *) nodes;
     ARRAY(Storage *) storages;
+    ARRAY(Tensor *) params; // one handle each
     const char *scope; // label of the nodes recorded now
 };
 
