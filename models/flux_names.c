@@ -50,7 +50,9 @@ static const NameLayout layouts[] = {
      COUNT_OF(diffusers_rows)},
 };
 
-const char *const flux_ignore[] = {NULL};
+// diffusers' fuse_qkv_projections saves the stacked projections beside those that it stacked.
+const char *const flux_ignore[] = {"*.to_qkv.weight", "*.to_qkv.bias", "*.to_added_qkv.weight",
+                                   "*.to_added_qkv.bias", NULL};
 const char *const flux_keep[] = {"img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.",
                                  "final_layer.", NULL};
 
