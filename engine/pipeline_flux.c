@@ -21,6 +21,7 @@ struct FluxPipeline {
     FlowShift shift;
     FluxInfo info;
     const Cancel *cancel; // of the request that runs
+    const FluxEvents *on;
 };
 
 #define PLENTY ((uint64_t)1 << 50) // a budget that refuses nothing
@@ -203,10 +204,16 @@ static const struct { const char *name; SpecMaker *spec; } stages[STAGE_COUNT] =
     [STAGE_STEP] = {"transformer", spec_step},
 };
 
+static void on_loading(void *user, uint64_t done, uint64_t total) {
+    const FluxEvents *on = user;
+    if (on->progress) on->progress(on->user, (int64_t)(done >> 20), (int64_t)(total >> 20));
+}
+
 static bool stage_open(Stage *s, FluxPipeline *p, StageId id, const Shape *shape, uint64_t budget,
                        Error *err) {
     StackSpec spec = *stages[id].spec(s, p, shape);
     spec.cancel = p->cancel;
+    spec.loading = p->on ? on_loading : NULL, spec.loading_user = (void *)(uintptr_t)p->on;
     s->stack = stack_new(p, p->dev, &spec, budget, err);
     if (s->stack) return true;
     stage_close(s);
@@ -416,6 +423,7 @@ typedef struct FluxJob {
     Stage step;
     int picture, prompt;    // prompt: the one whose text is on the device; -1: none
     bool more;              // steps follow: their weights may be on the way already
+    int evaluation, evaluations; // of the model in this step
     int steps_done;
     float *tokens, *cond, *uncond, *clean;
     NoiseSource *noise;
@@ -438,8 +446,14 @@ static void on_unit(void *user, const char *unit, int done, int total) {
     if (j->on->progress) j->on->progress(j->on->user, done, total);
 }
 
+static void on_part(void *user, const char *unit, int done, int total) {
+    const FluxJob *j = user;
+    (void)unit;
+    if (j->on->part) j->on->part(j->on->user, (int64_t)j->evaluation * total + done, (int64_t)j->evaluations * total);
+}
+
 static bool pass(FluxJob *j, Stack *stack, bool show, Error *err) {
-    StackPass one = {.cancel = j->r->cancel, .progress = show ? on_unit : NULL, .user = j, .more = j->more};
+    StackPass one = {.cancel = j->r->cancel, .progress = show ? on_unit : on_part, .user = j, .more = j->more};
     j->passes++;
     return stack_run(stack, &one, err);
 }
@@ -457,6 +471,13 @@ static void measure(FluxJob *j, const char *name, uint64_t moved) {
 static void end_stage(FluxJob *j, Stage *s, StageId id) {
     if (s->stack) measure(j, stages[id].name, stack_moved(s->stack));
     stage_close(s);
+}
+
+static bool load(const FluxJob *j, const Stage *s, const char *then, const char *unit, Error *err) {
+    begin(j, "load", "MiB");
+    if (!stack_prepare(s->stack, err)) return false;
+    begin(j, then, unit);
+    return true;
 }
 
 // Prompts in order: the prompt, then the negative one.
@@ -503,7 +524,8 @@ static bool run_clip(FluxJob *j, Error *err) {
     j->pooled = MEM_ARRAY(j, float, (size_t)P * (size_t)p->model->config.pooled_dim);
     Stage s = {0};
     bool ok = encode_ids(j, p->clip_words, CLIP_TOKENS, ids, err) &&
-              stage_open(&s, p, STAGE_CLIP, &j->shape, 0, err) && stack_prepare(s.stack, err) &&
+              stage_open(&s, p, STAGE_CLIP, &j->shape, 0, err) &&
+              load(j, &s, "text", "block", err) &&
               clip_text_write(s.clip, ids, err) && pass(j, s.stack, true, err) &&
               param_read(s.clip->pooled, DT_F32, j->pooled, err) &&
               param_read(s.clip->hidden, DT_F32, hidden, err) &&
@@ -523,7 +545,7 @@ static bool run_t5(FluxJob *j, Error *err) {
     j->states = MEM_ARRAY(j, float, (size_t)P * (size_t)T * (size_t)J);
     Stage s = {0};
     bool ok = encode_ids(j, p->t5_words, T, ids, err) &&
-              stage_open(&s, p, STAGE_T5, &j->shape, 0, err) && stack_prepare(s.stack, err) &&
+              stage_open(&s, p, STAGE_T5, &j->shape, 0, err) && load(j, &s, "text", "block", err) &&
               t5_text_write(s.t5, ids, NULL, err) && pass(j, s.stack, true, err) &&
               t5_text_read(s.t5, J, j->states, err) && keep_text(j, "t5xxl", T, J, j->states, err);
     end_stage(j, &s, STAGE_T5);
@@ -544,8 +566,8 @@ static bool write_features(const FluxJob *j, const FluxSchedule *s, Error *err) 
 
 static bool run_schedule(FluxJob *j, Error *err) {
     Stage s = {0};
-    begin(j, "schedule", "block");
-    bool ok = stage_open(&s, j->p, STAGE_SCHEDULE, &j->shape, 0, err) && stack_prepare(s.stack, err) &&
+    bool ok = stage_open(&s, j->p, STAGE_SCHEDULE, &j->shape, 0, err) &&
+              load(j, &s, "schedule", "block", err) &&
               write_features(j, s.schedule, err) &&
               param_write(s.schedule->pooled, DT_F32, j->pooled, err) &&
               param_write(s.schedule->text, DT_F32, j->states, err) && pass(j, s.stack, true, err) &&
@@ -579,7 +601,9 @@ static bool velocity(void *user, double t, const float *x, float *v, Error *err)
     double to_end = j->schedule->end - t;
     bool guided = guidance_scale(g, step, steps) != 1;
     j->more = step < steps - 1 || j->picture < j->r->count - 1;
+    j->evaluation = 0, j->evaluations = 1 + guided;
     if (!evaluate(j, 0, step, x, j->cond, err)) return false;
+    j->evaluation = 1;
     if (guided && !evaluate(j, 1, step, x, j->uncond, err)) return false;
     guidance_apply(g, step, steps, v, j->cond, guided ? j->uncond : NULL, x, to_end, 1, j->numbers);
     for (size_t i = 0; i < j->numbers; i++) j->clean[i] = (float)(x[i] + to_end * v[i]);
@@ -604,14 +628,13 @@ static bool draw(void *user, float *out, Error *err) {
 
 // latents [count, C, h, w]: starting points in, results out. sources: one generator per picture.
 static bool run_steps(FluxJob *j, float *latents, NoiseSource **sources, Error *err) {
-    begin(j, "denoise", "step");
     size_t n = j->numbers;
     j->tokens = MEM_ARRAY(j, float, n);
     j->cond = MEM_ARRAY(j, float, n), j->uncond = MEM_ARRAY(j, float, n);
     j->clean = MEM_ARRAY(j, float, n);
     j->prompt = -1;
     bool ok = stage_open(&j->step, j->p, STAGE_STEP, &j->shape, 0, err) &&
-              stack_prepare(j->step.stack, err) &&
+              load(j, &j->step, "denoise", "step", err) &&
               flux_step_write_rope(j->step.step, j->shape.rows, j->shape.columns, err);
     if (ok && j->on->progress) j->on->progress(j->on->user, 0, (int64_t)j->r->count * j->schedule->steps);
     for (j->picture = 0; j->picture < j->r->count && ok; j->picture++) {
@@ -685,14 +708,13 @@ bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *request, float *
     if (!flux_pipeline_check(p, &r, err)) return false;
     FluxJob *j = MEM_NEW(p, FluxJob);
     *j = (FluxJob){.p = p, .r = &r, .on = &r.events};
-    p->cancel = r.cancel;
+    p->cancel = r.cancel, p->on = &r.events;
     double t0 = os_seconds();
     j->schedule = request_schedule(j, p, &r, err);
     bool ok = j->schedule != NULL;
     if (ok) j->shape = shape_of(&r, j->schedule->steps);
     j->numbers = (size_t)p->info.channels * (size_t)(r.width / 8) * (size_t)(r.height / 8);
     NoiseSource **sources = MEM_ARRAY(j, NoiseSource *, r.count);
-    if (ok) begin(j, "text", "block");
     ok = ok && run_clip(j, err) && run_t5(j, err);
     double t1 = os_seconds();
     ok = ok && start(j, latents, sources, err);
@@ -707,7 +729,7 @@ bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *request, float *
     m->text = t1 - t0, m->encode = t2 - t1, m->schedule = t3 - t2, m->denoise = t4 - t3;
     m->decode = os_seconds() - t4;
     if (measured) *measured = *m;
-    p->cancel = NULL;
+    p->cancel = NULL, p->on = NULL;
     mem_free(j);
     return ok;
 }

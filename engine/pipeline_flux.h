@@ -29,9 +29,11 @@ typedef struct FluxPipelineOptions {
 
 // What happens while a request runs; every function may be NULL.
 typedef struct FluxEvents {
-    // A stage begins: "text", "encode", "schedule", "denoise", "decode"; `unit` is what is counted.
+    // A stage begins: "text", "encode", "schedule", "denoise", "decode", and before some of them
+    // "load", of weights; `unit` is what is counted.
     void (*stage)(void *user, const char *name, const char *unit);
     void (*progress)(void *user, int64_t done, int64_t total);
+    void (*part)(void *user, int64_t done, int64_t total); // of the step under way: blocks
     void (*warn)(void *user, const char *line); // a prompt that was cut, ...
     // Arrays for --dump: "text.clip_l.pooled", "noise", "sigmas", ...
     bool (*array)(void *user, const char *name, int ndim, const int64_t *shape, const float *v,

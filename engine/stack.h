@@ -37,6 +37,9 @@ typedef struct StackSpec {
     void *user;
     Store *state; // not owned; committed by stack_prepare (if it is not yet); its bytes count. May be NULL
     const Cancel *cancel; // asked while stack_prepare uploads, in its thread; may be NULL
+    // Told there too, of the bytes that stay; may be NULL.
+    void (*loading)(void *user, uint64_t done, uint64_t total);
+    void *loading_user;
 } StackSpec;
 
 typedef struct StackMemory {

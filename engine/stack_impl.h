@@ -41,6 +41,7 @@ struct Stack {
     StackMemory memory;
     Feed *feed;     // the thread that feeds the ring; NULL: none yet
     uint64_t moved; // uploaded for units that have run
+    uint64_t loaded; // uploaded to stay
     bool ready;
 };
 

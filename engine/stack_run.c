@@ -56,8 +56,10 @@ static void list_items(Unit *u) {
 }
 
 static bool not_cancelled(void *user, uint64_t moved) {
-    (void)moved;
-    const Cancel *cancel = ((const Stack *)user)->spec.cancel;
+    Stack *s = user;
+    const Cancel *cancel = s->spec.cancel;
+    s->loaded += moved;
+    if (s->spec.loading) s->spec.loading(s->spec.loading_user, s->loaded, s->memory.resident_bytes);
     return !cancel || !cancel->asked(cancel->user);
 }
 

@@ -124,6 +124,11 @@ static void on_progress(void *user, int64_t done, int64_t total) {
     progress_update(t->cmd->progress, done, total, dev_memory(t->dev).used, NULL);
 }
 
+static void on_part(void *user, int64_t done, int64_t total) {
+    const TextJob *t = user;
+    progress_part(t->cmd->progress, done, total);
+}
+
 static void on_warning(void *user, const char *line) {
     const TextJob *t = user;
     log_msg(t->cmd->log, LOG_WARN, "%s", line);
@@ -170,7 +175,7 @@ static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, FluxMeasured *s, E
     flux_pipeline_describe(p, &t->request, plan, job, &job->parameters);
     if (!job_begin_trace(job, err)) return false; // noise and sigmas: as the pipeline makes them
     job->load_seconds = os_seconds() - job->started;
-    t->request.events = (FluxEvents){on_stage, on_progress, on_warning, on_array, on_step, t};
+    t->request.events = (FluxEvents){on_stage, on_progress, on_part, on_warning, on_array, on_step, t};
     float *latents = MEM_ARRAY(job, float, (size_t)job->count * job->latent_numbers);
     if (!flux_pipeline_generate(p, &t->request, job->pictures, latents, s, err)) return false;
     job->text_seconds = s->text;

@@ -9,6 +9,9 @@ struct Progress {
     double start;       // of the stage
     double first_done;  // of the first unit, which holds one-time work: not in the rate
     int64_t first;      // its number
+    int64_t done, total; // as last told
+    uint64_t bytes;
+    double part;        // of the unit under way, 0..1
     double last_draw;
 };
 
@@ -36,6 +39,7 @@ void progress_stage(Progress *p, const char *stage, const char *unit) {
     snprintf(p->unit, sizeof p->unit, "%s", unit ? unit : "");
     p->start = os_seconds();
     p->first = -1;
+    p->done = 0, p->part = 0;
     p->last_draw = 0;
     progress_update(p, 0, 0, 0, NULL);
 }
@@ -53,10 +57,33 @@ static size_t append(char *line, size_t size, size_t at, const char *text) {
     return MIN(size - 1, at + (size_t)(n < 0 ? 0 : n));
 }
 
+// Seconds per unit; 0: nothing is known yet.
+static double pace(const Progress *p, double now) {
+    double since = (double)(p->done - p->first) + p->part;
+    if (p->done > p->first && p->first >= 0) return (now - p->first_done) / since;
+    return (double)p->done + p->part > 0 ? (now - p->start) / ((double)p->done + p->part) : 0;
+}
+
+static void draw(Progress *p, const char *note);
+
+void progress_part(Progress *p, int64_t done, int64_t total) {
+    if (!progress_shown(p) || total <= 0) return;
+    p->part = (double)done / (double)total;
+    draw(p, NULL);
+}
+
 void progress_update(Progress *p, int64_t done, int64_t total, uint64_t bytes, const char *note) {
     if (!progress_shown(p)) return;
     double now = os_seconds();
+    if (done < p->done) p->start = now, p->first = -1; // the next of several runs in a stage
     if (done > 0 && p->first < 0) p->first = done, p->first_done = now;
+    p->done = done, p->total = total, p->bytes = bytes, p->part = 0;
+    draw(p, note);
+}
+
+static void draw(Progress *p, const char *note) {
+    int64_t done = p->done, total = p->total;
+    double now = os_seconds(), each = pace(p, now);
     if (now - p->last_draw < 0.1 && !(total && done == total)) return;
     p->last_draw = now;
 
@@ -70,20 +97,18 @@ void progress_update(Progress *p, int64_t done, int64_t total, uint64_t bytes, c
         snprintf(part, sizeof part, "  %s %lld", p->unit, (long long)done);
         n = append(line, sizeof line, n, part);
     }
-    if (done > 0) {
-        double each = done > p->first ? (now - p->first_done) / (double)(done - p->first)
-                                      : (now - p->start) / (double)done;
+    if (each > 0) {
         if (each >= 0.1) snprintf(part, sizeof part, "  %.2f s/%s", each, p->unit);
         else snprintf(part, sizeof part, "  %.1f ms/%s", each * 1e3, p->unit);
         n = append(line, sizeof line, n, part);
         if (total) {
-            format_time(time, each * (double)(total - done));
+            format_time(time, each * ((double)(total - done) - p->part));
             snprintf(part, sizeof part, "  %s left", time);
             n = append(line, sizeof line, n, part);
         }
     }
-    if (bytes) {
-        format_bytes(time, bytes);
+    if (p->bytes) {
+        format_bytes(time, p->bytes);
         snprintf(part, sizeof part, "  %s", time);
         n = append(line, sizeof line, n, part);
     }

@@ -16,6 +16,8 @@ void progress_stage(Progress *p, const char *stage, const char *unit);
 // `done` of `total` (0: unknown); `bytes` of device memory in use (0: not shown); `note` (may be
 // NULL) is put at the end, for example a loss. Redraws at most ten times a second.
 void progress_update(Progress *p, int64_t done, int64_t total, uint64_t bytes, const char *note);
+// Of the step under way, for slow ones: `done` of `total` parts. Times are estimated from them too.
+void progress_part(Progress *p, int64_t done, int64_t total);
 void progress_clear(Progress *p); // takes the line away, before other output
 
 #endif
