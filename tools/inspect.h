@@ -43,7 +43,7 @@ int inspect_part_of(const Inspected *in, const Weights *w, const char *name);
 
 typedef struct InspectPlan {
     bool fits;
-    char device[32], why[ERROR_TEXT]; // of not fitting
+    char device[32];
     uint64_t budget, smallest; // smallest: 0: not known
     FluxPlan plan; // of any architecture
     int ops, barriers;
