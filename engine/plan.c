@@ -21,7 +21,8 @@ static void mark_alive(const Graph *g, bool *alive) {
             if (node->t[k] && role_writes(op->operand[k].role))
                 alive[i] |= wanted[node->t[k]->storage->id];
         for (int k = 0; alive[i] && k < op->operand_count; k++)
-            if (node->t[k] && role_reads(op->operand[k].role)) wanted[node->t[k]->storage->id] = true;
+            if (node->t[k] && role_reads(op->operand[k].role))
+                wanted[node->t[k]->storage->id] = true;
     }
     mem_free(wanted);
 }
@@ -54,8 +55,8 @@ typedef struct Chunk {
 } Chunk;
 typedef struct PlacedList { ARRAY(Chunk *) chunks; } PlacedList; // in order of start
 
-// Time is cut into epochs. Most tensors live within one: they meet only those of their epoch and the
-// wide ones, which live in several. Wide ones meet all, mostly by whole chunks: so plans take
+// Time is cut into epochs. Most tensors live within one: they meet only those of their epoch and
+// the wide ones, which live in several. Wide ones meet all, mostly by whole chunks: so plans take
 // near-linear time.
 enum { EPOCHS = 64 };
 typedef struct Places {
@@ -129,8 +130,8 @@ static bool pass_chunk(const Chunk *c, uint64_t *at, uint64_t size, int first, i
 }
 
 // The lowest offset that is free from `first` to `last` among the tensors of two lists.
-static uint64_t find_gap(const Places *places, const PlacedList *a, const PlacedList *b, uint64_t size,
-                         int first, int last, uint64_t block) {
+static uint64_t find_gap(const Places *places, const PlacedList *a, const PlacedList *b,
+                         uint64_t size, int first, int last, uint64_t block) {
     uint64_t at = 0; // nothing below it is free
     Cursor cursor[2] = {{a, 0, 0}, {b, 0, 0}};
     for (;; ++*places->looked) {
@@ -154,7 +155,8 @@ static uint64_t find_gap(const Places *places, const PlacedList *a, const Placed
 
 // Greedy by size (Pisarchyk and Lee 2020): the largest first, each at the lowest offset that is
 // free during its whole life. Returns the arena's size.
-static uint64_t place(Life *lives, int n, int ops, uint64_t block, bool no_alias, uint64_t *looked) {
+static uint64_t place(Life *lives, int n, int ops, uint64_t block, bool no_alias,
+                      uint64_t *looked) {
     qsort(lives, (size_t)n, sizeof *lives, by_size);
     Places *places = MEM_NEW(NULL, Places);
     places->length = ops / EPOCHS + 1;
@@ -209,9 +211,11 @@ static bool assign_arena(Plan *plan, const DeviceInfo *info, bool no_alias, Erro
     for (int i = 0; i < used; i++) {
         plan->stats.arena_unaliased_bytes += lives[i].size;
         if (lives[i].size > block && ok)
-            ok = err_failed(err, "plan %s: expected every tensor within the device's largest buffer "
+            ok = err_failed(err,
+                            "plan %s: expected every tensor within the device's largest buffer "
                             "(%llu bytes), found one of %llu; take a smaller picture or batch, or "
-                            "--device cpu", plan->stats.name, (unsigned long long)block,
+                            "--device cpu",
+                            plan->stats.name, (unsigned long long)block,
                             (unsigned long long)lives[i].size);
     }
     plan->block = block;
@@ -261,7 +265,8 @@ static void cover(void *parent, SpanSet *set, Span s, uint64_t *looked) {
 // By storage: where it begins in one space of addresses: the arena, then the parameters.
 static uint64_t *all_addresses(void *parent, const Plan *plan) {
     const Graph *g = plan->g;
-    uint64_t *base = MEM_ARRAY(parent, uint64_t, MAX(g->storages.n, 1)), end = plan->stats.arena_bytes;
+    uint64_t *base = MEM_ARRAY(parent, uint64_t, MAX(g->storages.n, 1)),
+             end = plan->stats.arena_bytes;
     for (int i = 0; i < g->storages.n; i++) {
         bool param = g->storages.v[i]->kind == STORAGE_PARAM;
         base[i] = param ? end : plan->offset[i];
@@ -296,7 +301,8 @@ static void mark_barriers(Plan *plan, bool everywhere) {
         plan->stats.barriers += hazard;
         for (int k = 0; k < op->operand_count; k++)
             if (node->t[k])
-                cover(scratch, role_writes(op->operand[k].role) ? &written : &read, span[k], &plan->looked);
+                cover(scratch, role_writes(op->operand[k].role) ? &written : &read, span[k],
+                      &plan->looked);
     }
     mem_free(scratch);
 }

@@ -1,5 +1,6 @@
-// test_cli_plan.c: `kiln inspect --plan` against `kiln generate`: what the plan says is what the run
-// takes, at every budget between the smallest and the one that holds all; and --dummy end to end.
+// test_cli_plan.c: `kiln inspect --plan` against `kiln generate`: what the plan says is what the
+// run takes, at every budget between the smallest and the one that holds all; and --dummy end to
+// end.
 #include "tests/cli.h"
 
 #include "engine/pipeline_dummy.h"
@@ -36,7 +37,8 @@ static const Json *child_of(const Json *list, int i) {
 }
 
 static Json *plan_of(void *scope, const char *model, const char *budget) {
-    Result r = kiln(scope, "inspect %s --plan --json%s%s", model, budget ? " --vram " : "", budget ? budget : "");
+    Result r = kiln(scope, "inspect %s --plan --json%s%s", model, budget ? " --vram " : "",
+                    budget ? budget : "");
     WANT_STATUS(r, 0);
     return json_of(r.out);
 }
@@ -64,10 +66,12 @@ static uint64_t compare(void *scope, const char *model, uint64_t budget, double 
         double passes = number(m, NULL, "passes"), moved = number(p, NULL, "moved_bytes_per_step");
         if (used > limit || used < 0.9 * limit || limit > planned)
             fail_msg("budget %s, %s: planned %.0f, used %.0f", size, name, limit, used);
-        assert_true(passes == (!strcmp(name, "transformer") ? STEPS : strcmp(name, "decode") ? 1 : 0));
+        assert_true(passes == (!strcmp(name, "transformer") ? STEPS
+                               : strcmp(name, "decode")     ? 1
+                                                            : 0));
         if (number(m, NULL, "moved_bytes") != moved * passes)
-            fail_msg("budget %s, %s: %.0f bytes a pass planned, %.0f moved in %.0f", size, name, moved,
-                     number(m, NULL, "moved_bytes"), passes);
+            fail_msg("budget %s, %s: %.0f bytes a pass planned, %.0f moved in %.0f", size, name,
+                     moved, number(m, NULL, "moved_bytes"), passes);
         double units = number(p, NULL, "streamed_units"), bytes = number(p, NULL, "streamed_bytes");
         assert_true((units > 0) == (moved > 0) && (units > 0) == (bytes > 0));
         *streamed += moved;
@@ -76,11 +80,13 @@ static uint64_t compare(void *scope, const char *model, uint64_t budget, double 
     return pixels(png);
 }
 
-// From the smallest budget to one that holds everything: fewer bytes move, the picture stays the same.
+// From the smallest budget to one that holds everything: fewer bytes move, the picture stays the
+// same.
 static void check_budgets(const char *model) {
     void *scope = mem_new(NULL, 1);
     Json *all = plan_of(scope, model, NULL);
-    uint64_t low = (uint64_t)number(all, NULL, "smallest_bytes"), high = (uint64_t)number(all, NULL, "peak_bytes");
+    uint64_t low = (uint64_t)number(all, NULL, "smallest_bytes"),
+             high = (uint64_t)number(all, NULL, "peak_bytes");
     assert_true(low > 0 && low < high);
     // A device that stages takes less for it in less memory: then all may stay in less than `high`.
     char size[32];
@@ -104,7 +110,8 @@ static void check_budgets(const char *model) {
     }
     assert_true(before == 0);
     // Less is refused, and the figure named there is enough.
-    Result r = kiln(scope, "generate %s -p x --vram %" PRIu64 " -o %s --json", model, low / 2, at("none.png"));
+    Result r = kiln(scope, "generate %s -p x --vram %" PRIu64 " -o %s --json", model, low / 2,
+                    at("none.png"));
     WANT_STATUS(r, 1);
     want_one_line(&r);
     const char *figure = strstr(r.err, " (");
@@ -134,14 +141,17 @@ static void test_small_dummy(void **state) {
 
 static void test_larger_dummy(void **state) {
     (void)state;
-    on_devices("--dummy=flux-schnell --dummy-scale 1/8 --type q8_0 -W 32 -H 32 --steps 2 --t5-tokens 16 "
-               "--device %s");
+    on_devices(
+        "--dummy=flux-schnell --dummy-scale 1/8 --type q8_0 -W 32 -H 32 --steps 2 --t5-tokens 16 "
+        "--device %s");
 }
 
 // The same numbers in files, one per part.
 static char *write_parts(void *scope) {
-    static const char *const options[PART_COUNT] = {
-        [PART_TRANSFORMER] = "diffusion-model", [PART_CLIP_L] = "clip-l", [PART_T5] = "t5xxl", [PART_VAE] = "vae"};
+    static const char *const options[PART_COUNT] = {[PART_TRANSFORMER] = "diffusion-model",
+                                                    [PART_CLIP_L] = "clip-l",
+                                                    [PART_T5] = "t5xxl",
+                                                    [PART_VAE] = "vae"};
     ModelParts *model = pipeline_dummy_open(scope, "flux-dev", 16, DT_BF16);
     char *line = mem_strdup(scope, "");
     Error err = {0};
@@ -170,7 +180,8 @@ static void test_files(void **state) {
     char *parts = write_parts(scope), *a = at("files.png"), *b = at("dummy.png");
     on_devices(mem_printf(scope, "%s%s %%s", parts, rest));
     WANT_STATUS(kiln(scope, "generate %s%s cpu -p x -s 1 -o %s", parts, rest, a), 0);
-    WANT_STATUS(kiln(scope, "generate --dummy --dummy-scale 1/16 %s cpu -p x -s 1 -o %s", rest, b), 0);
+    WANT_STATUS(kiln(scope, "generate --dummy --dummy-scale 1/16 %s cpu -p x -s 1 -o %s", rest, b),
+                0);
     assert_true(pixels(a) == pixels(b));
     mem_free(scope);
 }
@@ -183,13 +194,14 @@ static void test_full_size_plans(void **state) {
         {"8G", 8.0 * (1 << 30), true}, {"12G", 12.0 * (1 << 30), false}};
     void *scope = mem_new(NULL, 1);
     for (size_t i = 0; i < COUNT_OF(budgets); i++) {
-        Result r = kiln(scope, "inspect --dummy=flux-dev --type fp8 --plan --vram %s -W 1024 -H 1024 --json",
-                        budgets[i].vram);
+        Result r = kiln(
+            scope, "inspect --dummy=flux-dev --type fp8 --plan --vram %s -W 1024 -H 1024 --json",
+            budgets[i].vram);
         WANT_STATUS(r, 0);
         Json *plan = json_of(r.out);
         print_message("    within %s: %.0f bytes at the peak, at least %.0f, planned in %.1f ms\n",
-                      budgets[i].vram, number(plan, NULL, "peak_bytes"), number(plan, NULL, "smallest_bytes"),
-                      number(plan, NULL, "planning_ms"));
+                      budgets[i].vram, number(plan, NULL, "peak_bytes"),
+                      number(plan, NULL, "smallest_bytes"), number(plan, NULL, "planning_ms"));
         assert_true(number(plan, NULL, "peak_bytes") <= budgets[i].bytes);
         assert_true(number(plan, NULL, "smallest_bytes") < 0.25 * budgets[i].bytes);
         assert_true(number(plan, NULL, "parameters") == 16870599139.0); // of the four models
@@ -199,11 +211,13 @@ static void test_full_size_plans(void **state) {
         assert_string_equal(json_string(json_get(step, "name"), ""), "transformer");
         assert_int_equal(number(step, NULL, "units"), 19 + 38 + 2);
         assert_true((number(step, NULL, "streamed_bytes") > 0) == budgets[i].streams);
-        assert_true(number(step, NULL, "resident_bytes") + number(step, NULL, "streamed_bytes") > 8.0e9);
+        assert_true(number(step, NULL, "resident_bytes") + number(step, NULL, "streamed_bytes") >
+                    8.0e9);
         assert_true(number(t5, NULL, "resident_bytes") > 4.5e9); // T5-XXL without its table
         json_free(plan);
     }
-    Result r = kiln(scope, "inspect --dummy=flux-dev --type fp8 --plan --vram 100M -W 1024 -H 1024");
+    Result r =
+        kiln(scope, "inspect --dummy=flux-dev --type fp8 --plan --vram 100M -W 1024 -H 1024");
     WANT_STATUS(r, 1);
     want_one_line(&r);
     r = kiln(scope, "inspect --dummy=flux-dev --type fp8 --plan --vram 8G -W 1024 -H 1024");
@@ -255,9 +269,9 @@ static void test_dummy(void **state) {
 
 static void test_dummy_types(void **state) {
     (void)state;
-    static const char *const types[] = {"f32", "f16", "bf16", "fp8", "fp8_e5m2", "q8_0", "q4_0", "q4_1",
-                                        "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
-                                        "iq4_xs"};
+    static const char *const types[] = {"f32",  "f16",  "bf16", "fp8",    "fp8_e5m2", "q8_0",
+                                        "q4_0", "q4_1", "q5_0", "q5_1",   "q2_k",     "q3_k",
+                                        "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"};
     uint64_t seen[COUNT_OF(types)];
     void *scope = mem_new(NULL, 1);
     for (size_t i = 0; i < COUNT_OF(types); i++) {

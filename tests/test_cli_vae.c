@@ -1,6 +1,6 @@
 // test_cli_vae.c: `kiln vae` as scripts see it: round trips and halves, what they report, tiles,
-// memory, errors. With a synthetic autoencoder; and the real tiny one of ../shared/reference-data on a
-// photograph, where it is there.
+// memory, errors. With a synthetic autoencoder; and the real tiny one of ../shared/reference-data
+// on a photograph, where it is there.
 #include "tests/cli.h"
 
 #include "engine/dummy.h"
@@ -74,7 +74,8 @@ static Image *load(void *scope, const char *path) {
     return image;
 }
 
-// Mean square of the difference, pixels being 0..1; the largest difference into *worst (may be NULL).
+// Mean square of the difference, pixels being 0..1; the largest difference into *worst (may be
+// NULL).
 static double error_of(const Image *a, const Image *b, double *worst) {
     assert_int_equal(a->width, b->width);
     assert_int_equal(a->height, b->height);
@@ -155,8 +156,9 @@ static void test_halves(void **state) {
     const float *same = npy_read_f32(scope, again, COUNT_OF(shape), shape, NULL, &err);
     assert_memory_equal(same, z, sizeof *z * 16 * (LARGE_HEIGHT / 8) * (LARGE_WIDTH / 8));
     char *none = at("none.png");
-    const char *const lines[] = {mem_printf(scope, "--vae %s -i %s -o %s", decoder, large, none),
-                                 mem_printf(scope, "--vae %s --decode %s -o %s", encoder, latents, none)};
+    const char *const lines[] = {
+        mem_printf(scope, "--vae %s -i %s -o %s", decoder, large, none),
+        mem_printf(scope, "--vae %s --decode %s -o %s", encoder, latents, none)};
     for (size_t i = 0; i < COUNT_OF(lines); i++) {
         Result failed = kiln(scope, "vae %s", lines[i]);
         WANT_STATUS(failed, 1);
@@ -174,7 +176,8 @@ static void test_tiles(void **state) {
     void *scope = mem_new(NULL, 1);
     char *off = at("off.png"), *on = at("on.png"), *automatic = at("auto.png");
     Json *whole = vae_json(scope, "--vae %s -i %s -o %s --vae-tiling off", vae, large, off);
-    Json *tiled = vae_json(scope, "--vae %s -i %s -o %s --vae-tiling on --tile 100", vae, large, on);
+    Json *tiled =
+        vae_json(scope, "--vae %s -i %s -o %s --vae-tiling on --tile 100", vae, large, on);
     assert_int_equal(number(whole, NULL, "tiles"), 1);
     assert_true(number(tiled, NULL, "tiles") >= 6);
     assert_int_equal(number(tiled, NULL, "tile_width"), 96); // whole latents
@@ -189,8 +192,8 @@ static void test_tiles(void **state) {
     assert_true(number(less, "memory", "peak_bytes") <= (double)budget);
     json_free(whole), json_free(tiled), json_free(less);
     char *none = at("none.png");
-    Result r = kiln(scope, "vae --vae %s -i %s -o %s --vae-tiling off --vram %llu", vae, large, none,
-                    (unsigned long long)budget);
+    Result r = kiln(scope, "vae --vae %s -i %s -o %s --vae-tiling off --vram %llu", vae, large,
+                    none, (unsigned long long)budget);
     WANT_STATUS(r, 1);
     want_one_line(&r);
     WANT_TEXT(r.err, "--vram");
@@ -245,11 +248,15 @@ static void test_bad_input(void **state) {
     size_t n;
     uint8_t *png = os_read_file(scope, photo, 1 << 20, &n, NULL);
     char *cut = scratch_write(scope, cli->dir, "cut.png", png, n / 2);
-    char *narrow = write_latents("narrow.npy", 4, 8, 8), *empty = write_latents("empty.npy", 16, 0, 8);
-    char *tall = write_latents("tall.npy", 16, 5000, 1), *folder = fresh("folder"), *none = at("none.png");
-    const struct { const char *line, *wanted; } bad[] = {
+    char *narrow = write_latents("narrow.npy", 4, 8, 8),
+         *empty = write_latents("empty.npy", 16, 0, 8);
+    char *tall = write_latents("tall.npy", 16, 5000, 1), *folder = fresh("folder"),
+         *none = at("none.png");
+    const struct { const char *line, *wanted;
+    } bad[] = {
         {mem_printf(scope, "--vae %s -i missing.png -o %s", vae, none), "missing.png"},
-        {mem_printf(scope, "--vae missing.safetensors -i %s -o %s", photo, none), "missing.safetensors"},
+        {mem_printf(scope, "--vae missing.safetensors -i %s -o %s", photo, none),
+         "missing.safetensors"},
         {mem_printf(scope, "--vae %s -i %s -o %s", vae, text, none), "text.png"},
         {mem_printf(scope, "--vae %s -i %s -o %s", vae, cut, none), "cut.png"},
         {mem_printf(scope, "--vae %s -i %s -o %s", photo, photo, none), "photo.png"},
@@ -292,15 +299,19 @@ static void test_photograph(void **state) {
     const Image *all = load(scope, TAEF2 "/reconstruction_example.jpg");
     Image *crop = image_new(scope, SIDE, SIDE, NULL);
     for (int y = 0; y < SIDE; y++)
-        memcpy(crop->rgb + 3 * SIDE * y, all->rgb + 3 * ((size_t)(y + EDGE) * (size_t)all->width + EDGE), 3 * SIDE);
+        memcpy(crop->rgb + 3 * SIDE * y,
+               all->rgb + 3 * ((size_t)(y + EDGE) * (size_t)all->width + EDGE), 3 * SIDE);
     char *in = at("crop.png"), *whole = at("whole.png"), *tiled = at("tiled.png");
     assert_true(image_save(in, crop, NULL, 0, NULL));
     Json *r = vae_json(scope, "--vae " TAEF2 " -i %s -o %s --precision f32", in, whole);
     double mse = number(r, NULL, "mse");
     json_free(r);
-    json_free(vae_json(scope, "--vae " TAEF2 " -i %s -o %s --precision f32 --vae-tiling on --tile 256", in, tiled));
+    json_free(vae_json(scope,
+                       "--vae " TAEF2 " -i %s -o %s --precision f32 --vae-tiling on --tile 256", in,
+                       tiled));
     double worst, seam = error_of(load(scope, whole), load(scope, tiled), &worst);
-    print_message("    round trip: mse %.6f; tiles of 256: mean square %.2e, worst %.3f\n", mse, seam, worst);
+    print_message("    round trip: mse %.6f; tiles of 256: mean square %.2e, worst %.3f\n", mse,
+                  seam, worst);
     assert_true(mse > 0.0005 && mse < 0.0009);
     assert_true(seam < 1e-3 && worst < 0.25);
     mem_free(scope);
@@ -308,8 +319,9 @@ static void test_photograph(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_halves), cmocka_unit_test(test_tiles),
-        cmocka_unit_test(test_usage),      cmocka_unit_test(test_bad_input), cmocka_unit_test(test_photograph),
+        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_halves),
+        cmocka_unit_test(test_tiles),      cmocka_unit_test(test_usage),
+        cmocka_unit_test(test_bad_input),  cmocka_unit_test(test_photograph),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

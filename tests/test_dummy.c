@@ -1,6 +1,6 @@
 // test_dummy.c: computed weights: valid numbers of the promised size in every type, the same bytes
-// however they are asked for, and tensors that differ; models of them: every block matters, and blocks
-// of the full size give finite numbers that hardly depend on the precision.
+// however they are asked for, and tensors that differ; models of them: every block matters, and
+// blocks of the full size give finite numbers that hardly depend on the precision.
 #include "tests/check.h"
 
 #include <math.h>
@@ -57,7 +57,8 @@ static void test_numbers(void **state) {
         numbers(w, "a.weight", x, NULL);
         moments(x, 96 * 512, &mean, &deviation);
         if (fabs(mean) > 0.15 * wish || deviation < 0.85 * wish || deviation > 1.15 * wish)
-            fail_msg("%s: mean %g, deviation %g (%g wished)", dtype_name(types[k]), mean, deviation, wish);
+            fail_msg("%s: mean %g, deviation %g (%g wished)", dtype_name(types[k]), mean, deviation,
+                     wish);
         numbers(w, "b.weight", y, NULL);
         int equal = 0;
         for (int i = 0; i < 96 * 512; i++) equal += x[i] == y[i];
@@ -121,7 +122,8 @@ static void test_speed(void **state) {
         CHECK(weights_read(w, t, 0, out, bytes, &err));
         double seconds = os_seconds() - start;
         print_message("    %-9s %.2f GB/s\n", dtype_name(types[k]), (double)bytes / seconds * 1e-9);
-        assert_true((double)bytes / seconds > 100e6); // also under sanitizers; plain builds: several GB/s
+        assert_true((double)bytes / seconds >
+                    100e6); // also under sanitizers; plain builds: several GB/s
         weights_close(w);
     }
     mem_free(out);
@@ -173,7 +175,8 @@ static int block_length(const char *name) {
     return (int)(strrchr(name, '.') - name);
 }
 
-static bool read_swapped(void *user, int index, uint64_t offset, void *out, uint64_t bytes, Error *err) {
+static bool read_swapped(void *user, int index, uint64_t offset, void *out, uint64_t bytes,
+                         Error *err) {
     const Swap *s = user;
     const WeightTensor *t = weights_at(s->base, index);
     int n = block_length(t->name);
@@ -212,8 +215,8 @@ static void test_every_block_matters(void **state) {
     Weights *w[PART_COUNT];
     for (int i = 0; i < PART_COUNT; i++)
         swapped.part[i].weights = w[i] = swappable(&swap[i], model->part[i].weights);
-    FluxPipeline *p = flux_pipeline_open(NULL, dev, &swapped,
-                                         &(FluxPipelineOptions){.compute = DT_F32, .type = DT_COUNT}, &err);
+    FluxPipeline *p = flux_pipeline_open(
+        NULL, dev, &swapped, &(FluxPipelineOptions){.compute = DT_F32, .type = DT_COUNT}, &err);
     CHECK(p);
     void *scope = mem_new(NULL, 1);
     Output base = {.scope = scope}, same = {.scope = scope};
@@ -225,7 +228,8 @@ static void test_every_block_matters(void **state) {
         for (int k = 0; k < weights_count(w[i]); k++) {
             const char *name = weights_at(w[i], k)->name;
             char *block = mem_strndup(scope, name, (size_t)block_length(name));
-            if (!is_used((PartId)i, name) || (swap[i].block && !strcmp(block, swap[i].block))) continue;
+            if (!is_used((PartId)i, name) || (swap[i].block && !strcmp(block, swap[i].block)))
+                continue;
             swap[i].block = block;
             Output now = {.scope = scope};
             generate(p, &now);
@@ -294,7 +298,8 @@ static void test_full_size_blocks(void **state) {
     Output out[2] = {{.scope = scope}, {.scope = scope}};
     Device *dev = dev_open(NULL, "cpu", &(DeviceOptions){.budget = (uint64_t)1 << 30}, &err);
     CHECK(dev);
-    ModelParts *model = pipeline_dummy_sized(NULL, "flux-dev", 1, PIPELINE_DUMMY_MAX_DIVISOR, DT_BF16);
+    ModelParts *model =
+        pipeline_dummy_sized(NULL, "flux-dev", 1, PIPELINE_DUMMY_MAX_DIVISOR, DT_BF16);
     for (int i = 0; i < 2; i++) {
         double start = os_seconds();
         FluxPipelineOptions options = {.compute = compute[i], .type = DT_COUNT};

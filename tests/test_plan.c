@@ -35,7 +35,8 @@ static Tensor *random_op(Graph *g, Tensor **pool, int count, Param *weight, uint
         return g_concat(g, 1, 2, parts);
     }
     case 5: return g_cast(g_cast(x, DT_BF16), DT_F32);
-    case 6: return g_copy(g, COPY(.x = g_permute(g_reshape(x, DIMS(4, 5, 3, 4)), ORDER(2, 3, 1, 0))));
+    case 6:
+        return g_copy(g, COPY(.x = g_permute(g_reshape(x, DIMS(4, 5, 3, 4)), ORDER(2, 3, 1, 0))));
     default: {
         Tensor *heads[3] = {g_reshape(x, DIMS(1, 6, 4, 10)), g_reshape(y, DIMS(1, 6, 4, 10))};
         return g_attn(g, ATTN(.q = heads[0], .k = heads[1], .v = heads[0]));
@@ -219,9 +220,11 @@ static void test_cancel(void **state) {
 typedef enum { LADDER, TRAINING, UPDATES, SKIPS, FORWARD, SHAPES_COUNT } GraphShape;
 
 // About n ops. `widths` > 1: tensors of random sizes.
-static void record_large(Graph *g, Store *store, GraphShape shape, int n, uint32_t widths, uint32_t *seed) {
+static void record_large(Graph *g, Store *store, GraphShape shape, int n, uint32_t widths,
+                         uint32_t *seed) {
     int half = n / 2, count = 0;
-    Tensor *x = g_input(g, "x", DT_F32, DIMS(16, 64)), *y = x, **made = MEM_ARRAY(g, Tensor *, n + 1);
+    Tensor *x = g_input(g, "x", DT_F32, DIMS(16, 64)), *y = x,
+           **made = MEM_ARRAY(g, Tensor *, n + 1);
     made[count++] = x;
     switch (shape) {
     case LADDER: // every result of the first half is wanted once more, in reverse order
@@ -249,7 +252,9 @@ static void record_large(Graph *g, Store *store, GraphShape shape, int n, uint32
         break;
     case UPDATES: // nothing depends on anything: no barriers
         for (int i = 0; i < n; i++)
-            g_output(g, "y", g_scale(g_input(g, "x", DT_F32, DIMS(1 + next_random(seed) % widths, 64)), 2, 0));
+            g_output(
+                g, "y",
+                g_scale(g_input(g, "x", DT_F32, DIMS(1 + next_random(seed) % widths, 64)), 2, 0));
         break;
     default:
         for (int i = 0; i < n; i++) y = i % 3 ? g_add(y, x) : g_scale(y, 0.5f, 0);
@@ -287,17 +292,19 @@ static void expect_places(const Plan *plan, const DeviceInfo *info) {
         Lived *l = &all[i];
         for (bool moved = true; moved;) { // past whatever is in the way, until nothing is
             moved = false;
-            if (l->at / plan->block != (l->at + l->size - 1) / plan->block) l->at = align_up(l->at, plan->block);
+            if (l->at / plan->block != (l->at + l->size - 1) / plan->block)
+                l->at = align_up(l->at, plan->block);
             uint64_t least = UINT64_MAX;
             for (int k = 0; k < i; k++)
-                if (all[k].first <= l->last && l->first <= all[k].last && all[k].at < l->at + l->size &&
-                    l->at < all[k].at + all[k].size)
+                if (all[k].first <= l->last && l->first <= all[k].last &&
+                    all[k].at < l->at + l->size && l->at < all[k].at + all[k].size)
                     least = MIN(least, all[k].at + all[k].size), moved = true;
             if (moved) l->at = least;
         }
         if (plan->offset[l->storage] != l->at)
-            fail_msg("storage %d of %llu bytes: at %llu, not %llu", l->storage, (unsigned long long)l->size,
-                     (unsigned long long)plan->offset[l->storage], (unsigned long long)l->at);
+            fail_msg("storage %d of %llu bytes: at %llu, not %llu", l->storage,
+                     (unsigned long long)l->size, (unsigned long long)plan->offset[l->storage],
+                     (unsigned long long)l->at);
     }
     mem_free(all);
 }
@@ -316,20 +323,23 @@ static void expect_barriers(const Plan *plan) {
                 bool writes = role_writes(op_info[a->op].operand[k / MAX_OPERANDS].role) ||
                               role_writes(op_info[b->op].operand[k % MAX_OPERANDS].role);
                 TensorRef rx = tensor_ref(x), ry = tensor_ref(y);
-                uint64_t from = dtype_bytes(x->dtype, (uint64_t)x->offset) + plan->offset[x->storage->id];
-                uint64_t other = dtype_bytes(y->dtype, (uint64_t)y->offset) + plan->offset[y->storage->id];
+                uint64_t from =
+                    dtype_bytes(x->dtype, (uint64_t)x->offset) + plan->offset[x->storage->id];
+                uint64_t other =
+                    dtype_bytes(y->dtype, (uint64_t)y->offset) + plan->offset[y->storage->id];
                 hazard = writes && from < other + ref_extent(&ry) && other < from + ref_extent(&rx);
             }
         }
-        if (plan->barrier[i] != hazard) fail_msg("op %d of %d: barrier %d", i, g->nodes.n, plan->barrier[i]);
+        if (plan->barrier[i] != hazard)
+            fail_msg("op %d of %d: barrier %d", i, g->nodes.n, plan->barrier[i]);
         if (hazard) since = i;
     }
 }
 
 typedef struct Large { PlanStats stats; uint64_t looked; } Large;
 
-static Large plan_large(GraphShape shape, int n, uint32_t widths, uint32_t seed, uint64_t max_buffer,
-                        bool compare) {
+static Large plan_large(GraphShape shape, int n, uint32_t widths, uint32_t seed,
+                        uint64_t max_buffer, bool compare) {
     Error err = {0};
     Device *dev = dev_open(NULL, "cpu", &(DeviceOptions){.max_buffer = max_buffer}, &err);
     Store *store = store_new(dev, dev);
@@ -351,7 +361,8 @@ static void test_places_and_barriers(void **state) {
     (void)state;
     for (int shape = 0; shape < SHAPES_COUNT; shape++)
         for (uint32_t seed = 1; seed <= 6; seed++)
-            plan_large((GraphShape)shape, 400, seed % 2 ? 1 : 8, seed, seed % 3 ? 0 : 5 * 4096, true);
+            plan_large((GraphShape)shape, 400, seed % 2 ? 1 : 8, seed, seed % 3 ? 0 : 5 * 4096,
+                       true);
 }
 
 // DESIGN: 3,000 ops are planned in under 20 ms. Time is a benchmark's matter; what searches look at
@@ -363,8 +374,8 @@ static void test_large_plans(void **state) {
         for (uint32_t widths = 1; widths <= 8; widths += 7) {
             Large r = plan_large((GraphShape)shape, 3000, widths, 1, 0, false);
             double per_op = (double)r.looked / r.stats.ops;
-            print_message("    %-8s %d ops: %.1f ms, %.0f looks per op\n", names[shape], r.stats.ops,
-                          r.stats.planning_ms, per_op);
+            print_message("    %-8s %d ops: %.1f ms, %.0f looks per op\n", names[shape],
+                          r.stats.ops, r.stats.planning_ms, per_op);
             assert_true(r.stats.ops > 2000);
             if (per_op > 600) fail_msg("%s: %.0f looks per op", names[shape], per_op);
             if (shape == FORWARD) assert_true(r.stats.arena_bytes <= 16 * 64 * 4 * 4);

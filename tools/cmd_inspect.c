@@ -10,8 +10,8 @@
 
 static const Option options[] = {
     {.name = "PATH", .kind = OPT_TEXT, V(names.model), .operand = true,
-     .help = "A weight file (.safetensors, .gguf, a PyTorch checkpoint), a diffusers folder, or nano "
-             "(the shipped model)."},
+     .help = "A weight file (.safetensors, .gguf, a PyTorch checkpoint), a diffusers folder, or "
+             "nano (the shipped model)."},
     {.name = "tensors", .kind = OPT_FLAG, V(tensors), .group = "file",
      .help = "List every tensor: name, type, shape."},
     {.name = "dummy", .kind = OPT_MAYBE, V(names.dummy), .value = "NAME", .group = "model",
@@ -21,8 +21,10 @@ static const Option options[] = {
      .help = "With --dummy: narrower and shallower by this, 1/1 to 1/64."},
     {.name = "diffusion-model", .kind = OPT_TEXT, V(names.diffusion_model), .value = "FILE",
      .help = "Parts in files of their own, as `kiln generate` takes them."},
-    {.name = "clip-l", .kind = OPT_TEXT, V(names.clip_l), .value = "FILE", .help = "The CLIP-L text encoder."},
-    {.name = "t5xxl", .kind = OPT_TEXT, V(names.t5xxl), .value = "FILE", .help = "The T5-XXL text encoder."},
+    {.name = "clip-l", .kind = OPT_TEXT, V(names.clip_l), .value = "FILE",
+     .help = "The CLIP-L text encoder."},
+    {.name = "t5xxl", .kind = OPT_TEXT, V(names.t5xxl), .value = "FILE",
+     .help = "The T5-XXL text encoder."},
     {.name = "vae", .kind = OPT_TEXT, V(names.vae), .value = "FILE", .help = "The autoencoder."},
     {.name = "distill", .kind = OPT_MAYBE, V(names.distill), .value = "PATH",
      .help = "A distilled T5-Base in place of T5-XXL; without PATH: which files are expected."},
@@ -69,7 +71,8 @@ static void put_tensors(JsonOut *w, const Inspected *in) {
             const WeightTensor *t = weights_at(set, i);
             json_open(w, '{');
             json_key(w, "name"), json_put_string(w, t->name);
-            json_key(w, "part"), json_put_string(w, in->part[MAX(inspect_part_of(in, set, t->name), 0)].name);
+            json_key(w, "part"),
+                json_put_string(w, in->part[MAX(inspect_part_of(in, set, t->name), 0)].name);
             json_key(w, "type"), json_put_string(w, dtype_name(t->dtype));
             json_key(w, "shape"), json_open(w, '[');
             for (int d = 0; d < t->ndim; d++) json_put_int(w, t->shape[d]);
@@ -128,7 +131,8 @@ static bool print_json(const Inspected *in, const InspectPlan *p, bool tensors, 
     json_key(&w, "bytes"), json_put_uint(&w, in->bytes);
     json_key(&w, "types"), json_open(&w, '{');
     for (int t = 0; t < DT_COUNT; t++)
-        if (in->by_type[t]) json_key(&w, dtype_name((DType)t)), json_put_uint(&w, in->type_bytes[t]);
+        if (in->by_type[t])
+            json_key(&w, dtype_name((DType)t)), json_put_uint(&w, in->type_bytes[t]);
     json_close(&w, '}');
     json_key(&w, "metadata"), json_open(&w, '{');
     for (int i = 0; in->file && i < weights_meta_count(in->file); i++) {
@@ -155,28 +159,31 @@ static const char *safe(char out[100], const char *text) {
 
 static bool print_plan(const InspectPlan *p, Error *err) {
     char peak[32], budget[32], driver[32], smallest[32];
-    bool ok = cmd_print(err, "plan on %s, made in %.1f ms:\n  %-12s %12s %12s %12s %12s %14s  %s\n", p->device,
-                        p->plan.planning_ms, "stage", "resident", "streamed", "arena", "peak",
-                        "moved per step", "blocks");
+    bool ok = cmd_print(err, "plan on %s, made in %.1f ms:\n  %-12s %12s %12s %12s %12s %14s  %s\n",
+                        p->device, p->plan.planning_ms, "stage", "resident", "streamed", "arena",
+                        "peak", "moved per step", "blocks");
     for (int i = 0; i < p->plan.stages && ok; i++) {
         const FluxStagePlan *s = &p->plan.stage[i];
         char text[5][32], units[64] = "all resident";
-        const uint64_t bytes[] = {s->resident_bytes, s->streamed_bytes, s->arena_bytes, s->peak_bytes,
-                                  s->moved_bytes_per_step};
+        const uint64_t bytes[] = {s->resident_bytes, s->streamed_bytes, s->arena_bytes,
+                                  s->peak_bytes, s->moved_bytes_per_step};
         for (size_t k = 0; k < COUNT_OF(bytes); k++) format_bytes(text[k], bytes[k]);
         if (s->streamed_units)
             snprintf(units, sizeof units, "%d resident, %d streamed", s->units - s->streamed_units,
                      s->streamed_units);
-        ok = cmd_print(err, "  %-12s %12s %12s %12s %12s %14s  %s\n", s->name, text[0], text[1], text[2],
-                       text[3], text[4], units);
+        ok = cmd_print(err, "  %-12s %12s %12s %12s %12s %14s  %s\n", s->name, text[0], text[1],
+                       text[2], text[3], text[4], units);
     }
     format_bytes(peak, p->plan.peak_bytes);
     format_bytes(budget, p->budget);
     format_bytes(driver, p->plan.driver_bytes);
     format_bytes(smallest, p->smallest);
-    return ok && cmd_print(err, "  peak %s of %s (and %s for the driver): %s\n  smallest budget that works: "
-                           "%s (%" PRIu64 " bytes)\n", peak, budget, driver, p->fits ? "fits" : "does not fit",
-                           smallest, p->smallest);
+    return ok &&
+           cmd_print(err,
+                     "  peak %s of %s (and %s for the driver): %s\n  smallest budget that works: "
+                     "%s (%" PRIu64 " bytes)\n",
+                     peak, budget, driver, p->fits ? "fits" : "does not fit", smallest,
+                     p->smallest);
 }
 
 static bool print_tensors(const Inspected *in, Error *err) {
@@ -198,22 +205,24 @@ static bool print_text(const Inspected *in, const InspectPlan *p, bool tensors, 
     format_bytes(bytes, in->bytes);
     bool ok = cmd_print(err, "%s: %s%s%s, %d tensors, %" PRIu64 " parameters, %s\n", in->path,
                         in->architecture ? in->architecture : "architecture not recognised",
-                        in->variant ? " " : "", in->variant ? in->variant : "", in->tensors, in->numbers,
-                        bytes);
+                        in->variant ? " " : "", in->variant ? in->variant : "", in->tensors,
+                        in->numbers, bytes);
     if (ok && in->title) ok = cmd_print(err, "  %s\n", in->title);
     for (int i = 0; i < in->parts && ok && in->parts > 1; i++) {
         format_bytes(bytes, in->part[i].bytes);
-        ok = cmd_print(err, "  part %s: %d tensors, %s (%s)\n", in->part[i].name, in->part[i].tensors,
-                       bytes, weights_format(in->part[i].weights));
+        ok = cmd_print(err, "  part %s: %d tensors, %s (%s)\n", in->part[i].name,
+                       in->part[i].tensors, bytes, weights_format(in->part[i].weights));
     }
     for (int t = 0; t < DT_COUNT && ok; t++) {
         if (!in->by_type[t]) continue;
         format_bytes(bytes, in->type_bytes[t]);
-        ok = cmd_print(err, "  type %s: %d tensors, %s\n", dtype_name((DType)t), in->by_type[t], bytes);
+        ok = cmd_print(err, "  type %s: %d tensors, %s\n", dtype_name((DType)t), in->by_type[t],
+                       bytes);
     }
     for (int i = 0; in->file && i < weights_meta_count(in->file) && ok; i++) {
         const char *value, *key = weights_meta_at(in->file, i, &value);
-        ok = cmd_print(err, "  %s: ", safe(clean, key)) && cmd_print(err, "%s\n", safe(clean, value));
+        ok = cmd_print(err, "  %s: ", safe(clean, key)) &&
+             cmd_print(err, "%s\n", safe(clean, value));
     }
     return ok && (!tensors || print_tensors(in, err)) && (!p || print_plan(p, err));
 }
@@ -221,8 +230,9 @@ static bool print_text(const Inspected *in, const InspectPlan *p, bool tensors, 
 // ---- run --------------------------------------------------------------------------------------
 
 static bool check(const Cmd *cmd, const InspectValues *v, Error *err) {
-    static const char *const of_plan[] = {"width", "height", "batch-count", "steps", "cfg-scale",
-                                          "t5-tokens", "type", "vram", "device", "threads", "precision"};
+    static const char *const of_plan[] = {"width",     "height",    "batch-count", "steps",
+                                          "cfg-scale", "t5-tokens", "type",        "vram",
+                                          "device",    "threads",   "precision"};
     DType type;
     if (!cmd_weight_type(v->names.type, &type, err)) return err_prefix(err, "inspect");
     if (!text_model_check(cmd, &v->names, "PATH", err)) return false;
@@ -246,8 +256,10 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
     char need[32], have[32];
     format_bytes(need, plan.plan.peak_bytes);
     format_bytes(have, plan.budget);
-    return err_failed(err, "plan: expected a budget of at least %s (%" PRIu64 " bytes), found %s; raise "
-                      "--vram or lower -b", need, plan.plan.peak_bytes, have);
+    return err_failed(err,
+                      "plan: expected a budget of at least %s (%" PRIu64 " bytes), found %s; raise "
+                      "--vram or lower -b",
+                      need, plan.plan.peak_bytes, have);
 }
 
 const Command cmd_inspect = {

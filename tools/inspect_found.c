@@ -17,7 +17,8 @@ static bool starts_with(const char *text, const char *start) {
 static void add_part(Inspected *in, const char *name, const char *path, const Weights *w,
                      const char *prefix) {
     if (w && in->parts < INSPECT_MAX_PARTS)
-        in->part[in->parts++] = (InspectPart){.name = name, .path = path, .weights = w, .prefix = prefix};
+        in->part[in->parts++] =
+            (InspectPart){.name = name, .path = path, .weights = w, .prefix = prefix};
 }
 
 static void count_tensors(Inspected *in) {
@@ -50,12 +51,15 @@ int inspect_part_of(const Inspected *in, const Weights *w, const char *name) {
 static const char *variant_of(const ModelPart *transformer) {
     FluxConfig c;
     Error ignored = {0};
-    return flux_config(transformer->weights, transformer->config, &c, &ignored) ? flux_variant(&c) : NULL;
+    return flux_config(transformer->weights, transformer->config, &c, &ignored) ? flux_variant(&c)
+                                                                                : NULL;
 }
 
 static void found_model(Inspected *in, ModelParts *model) {
-    static const char *const names[PART_COUNT] = {
-        [PART_TRANSFORMER] = "transformer", [PART_CLIP_L] = "clip_l", [PART_T5] = "t5xxl", [PART_VAE] = "vae"};
+    static const char *const names[PART_COUNT] = {[PART_TRANSFORMER] = "transformer",
+                                                  [PART_CLIP_L] = "clip_l",
+                                                  [PART_T5] = "t5xxl",
+                                                  [PART_VAE] = "vae"};
     in->model = model;
     in->path = model->path;
     in->architecture = model->architecture;
@@ -73,8 +77,9 @@ static void found_nano(void *mem, Inspected *in) {
     bool training = weights_meta(in->file, "kiln.state");
     in->architecture = "nano";
     in->variant = training ? "training checkpoint" : "model";
-    in->title = mem_printf(mem, "patch %d, width %d, %d blocks, %d heads, %d x %d pixels, %d classes",
-                           c.patch, c.dim, c.depth, c.heads, c.size, c.size, c.classes);
+    in->title =
+        mem_printf(mem, "patch %d, width %d, %d blocks, %d heads, %d x %d pixels, %d classes",
+                   c.patch, c.dim, c.depth, c.heads, c.size, c.size, c.classes);
     add_part(in, "diffusion_model", in->path, in->file, "");
     if (!training) return;
     add_part(in, "averaged_weights", in->path, in->file, "ema.");
@@ -91,7 +96,8 @@ static void found_file(Inspected *in) {
     };
     static const struct { const char *kind, *name; } alone[] = {
         {"vae", "vae"}, {"t5", "text_encoder"}, {"clip_l", "text_encoder"}};
-    const char *kind = weights_architecture(in->file, NULL), *name = kind ? "diffusion_model" : "unknown";
+    const char *kind = weights_architecture(in->file, NULL),
+               *name = kind ? "diffusion_model" : "unknown";
     in->architecture = kind;
     for (size_t i = 0; kind && i < COUNT_OF(alone); i++)
         if (!strcmp(alone[i].kind, kind)) name = alone[i].name;
@@ -140,7 +146,8 @@ void inspect_close(Inspected *in) {
 
 // ---- the plan -----------------------------------------------------------------------------------
 
-static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out, Error *err) {
+static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out,
+                      Error *err) {
     Device *dev = cmd_open_device(cmd, err);
     if (!dev) return false;
     char *path = model_path(cmd->mem, v->names.model, err);
@@ -156,7 +163,9 @@ static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, Ins
     ok = ok && nano_plan(p, nano_pictures_per_pass((int)v->batch), v->cfg_scale != 1, &m, err);
     if (ok) {
         PlanStats stats = nano_stats(p);
-        out->plan = (FluxPlan){.stages = 1, .peak_bytes = m.peak_bytes, .driver_bytes = m.driver_bytes,
+        out->plan = (FluxPlan){.stages = 1,
+                               .peak_bytes = m.peak_bytes,
+                               .driver_bytes = m.driver_bytes,
                                .planning_ms = (os_seconds() - start) * 1e3};
         out->plan.stage[0] = (FluxStagePlan){
             .name = "step", .resident_bytes = m.weights_bytes, .weights_bytes = m.weights_bytes,
@@ -179,7 +188,8 @@ static bool plan_text(Cmd *cmd, const InspectValues *v, InspectPlan *out, Error 
                      .steps = cmd_given(cmd, "steps") ? (int)v->steps : 0,
                      .t5_tokens = (int)v->t5_tokens, .guidance = 3.5,
                      .cfg = {.scale = cmd_given(cmd, "cfg-scale") ? v->cfg_scale : 1}};
-    bool ok = text_model_open(cmd, &v->names, v->precision, &model, err) && flux_pipeline_check(model.pipeline, &r, err);
+    bool ok = text_model_open(cmd, &v->names, v->precision, &model, err) &&
+              flux_pipeline_check(model.pipeline, &r, err);
     if (ok) {
         out->budget = dev_memory(model.dev).budget;
         snprintf(out->device, sizeof out->device, "%s", dev_info(model.dev)->id);
@@ -190,9 +200,12 @@ static bool plan_text(Cmd *cmd, const InspectValues *v, InspectPlan *out, Error 
     return ok;
 }
 
-bool inspect_plan(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out, Error *err) {
+bool inspect_plan(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out,
+                  Error *err) {
     *out = (InspectPlan){0};
     if (!in->architecture)
-        return err_failed(err, "%s: expected a model of a known architecture to plan, found none", in->path);
-    return strcmp(in->architecture, "nano") ? plan_text(cmd, v, out, err) : plan_nano(cmd, v, in, out, err);
+        return err_failed(err, "%s: expected a model of a known architecture to plan, found none",
+                          in->path);
+    return strcmp(in->architecture, "nano") ? plan_text(cmd, v, out, err)
+                                            : plan_nano(cmd, v, in, out, err);
 }

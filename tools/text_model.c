@@ -15,9 +15,11 @@ bool text_model_given(const TextModelNames *n) { return n->dummy || names_parts(
 
 bool text_model_check(const Cmd *cmd, const TextModelNames *n, const char *model, Error *err) {
     if (!n->model && !text_model_given(n))
-        return cmd_usage(cmd, err, "expected %s, found none; try `kiln help %s`", model, cmd->command->name);
+        return cmd_usage(cmd, err, "expected %s, found none; try `kiln help %s`", model,
+                         cmd->command->name);
     if (n->dummy && n->model)
-        return cmd_usage(cmd, err, "--dummy: expected no %s beside it, found %.100s", model, n->model);
+        return cmd_usage(cmd, err, "--dummy: expected no %s beside it, found %.100s", model,
+                         n->model);
     if (n->dummy && names_parts(n))
         return cmd_usage(cmd, err, "--dummy: expected no files of parts beside it, found some");
     if (n->dummy_scale && !n->dummy)
@@ -28,16 +30,20 @@ bool text_model_check(const Cmd *cmd, const TextModelNames *n, const char *model
 ModelParts *text_model_parts(Cmd *cmd, const TextModelNames *n, DType *type, Error *err) {
     int divisor;
     const char *dummy = n->dummy && !*n->dummy ? pipeline_dummy_name(0) : n->dummy;
-    if (!cmd_weight_type(n->type, type, err) || !pipeline_dummy_divisor(n->dummy_scale, &divisor, err) ||
+    if (!cmd_weight_type(n->type, type, err) ||
+        !pipeline_dummy_divisor(n->dummy_scale, &divisor, err) ||
         (dummy && !pipeline_dummy_check(dummy, err))) {
         err_prefix(err, "%s", cmd->command->name);
         return NULL;
     }
     const ModelPaths paths = {
         .model = n->model,
-        .part = {[PART_TRANSFORMER] = n->diffusion_model, [PART_CLIP_L] = n->clip_l, [PART_T5] = n->t5xxl,
+        .part = {[PART_TRANSFORMER] = n->diffusion_model,
+                 [PART_CLIP_L] = n->clip_l,
+                 [PART_T5] = n->t5xxl,
                  [PART_VAE] = n->vae},
-        .distill = n->distill, .distill_path = n->distill && *n->distill ? n->distill : NULL,
+        .distill = n->distill,
+        .distill_path = n->distill && *n->distill ? n->distill : NULL,
     };
     return dummy ? pipeline_dummy_open(cmd->mem, dummy, divisor, *type)
                  : model_parts_open(cmd->mem, &paths, err);
