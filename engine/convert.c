@@ -22,8 +22,8 @@ typedef struct Item {
     int64_t row, rows; // elements of a row; rows: what is read and converted at a time
     BoundWeight from; // of `type` where bytes are copied; else as f32, scales folded in
     bool copied;
-    bool scaled;      // fp8: has a scale_weight
-    float scale;      // that the numbers in the file are multiplied with
+    bool measured;    // fp8 made here: whether it needs a scale is seen before writing
+    float scale;      // fp8: that the numbers in the file are multiplied with; else 1
 } Item;
 
 typedef struct Meta { const char *key, *value; } Meta;
@@ -34,7 +34,7 @@ struct Conversion {
     const char *architecture;
     ARRAY(Item *) items;
     ARRAY(Meta) meta;
-    ARRAY(const char *) marks;
+    ARRAY(const char *) parts; // prefixes of conversion_mark
     ConvertReport report;
     // While writing:
     const ConvertOptions *options;
@@ -189,7 +189,7 @@ bool conversion_add(Conversion *c, const char *name, const BoundWeight *from,
     if (it->type == DT_COUNT) return lacks_type(c, name, s.type, err);
     it->copied = s.type == it->type && s.one_scale && (s.scale == 1 || is_fp8(it->type));
     it->scale = it->copied ? s.scale : 1;
-    it->scaled = is_fp8(it->type) && (!it->copied || s.scale != 1) && str_ends(name, ".weight");
+    it->measured = is_fp8(it->type) && !it->copied && str_ends(name, ".weight");
     for (int i = 0; i < from->pieces && it->copied; i++) it->from.piece[i].scale = 1;
     finish_item(it, it->copied ? it->type : DT_F32);
     return true;
@@ -254,23 +254,20 @@ bool conversion_add_all(Conversion *c, const char *prefix, const Weights *w,
 }
 
 void conversion_mark(Conversion *c, const char *prefix) {
-    bool any = false;
-    for (int i = 0; i < c->items.n; i++) {
-        const Item *it = c->items.v[i];
-        any = any || (it->scaled && !strncmp(it->name, prefix, strlen(prefix)));
-    }
-    char *name = any ? mem_printf(c, "%sscaled_fp8", prefix) : NULL;
-    if (any) ARR_PUSH(c, &c->marks, name);
+    char *copy = mem_strdup(c, prefix);
+    ARR_PUSH(c, &c->parts, copy);
 }
 
 // ---- converting a span --------------------------------------------------------------------------
 
-// What one thread does: rows [from, to) of an item into `out` (NULL: only the largest magnitude).
+typedef struct Size { float largest; double squares; } Size; // of numbers: magnitude, sum
+
+// What one thread does: rows [from, to) of an item into `out` (NULL: only their size).
 typedef struct Share {
     const Item *item;
     int64_t from, to;
     uint8_t *out;
-    float largest;
+    Size size;
     bool ok;
     Error err;
 } Share;
@@ -295,19 +292,22 @@ static bool out_of_range(const Item *it, const float *x, int64_t n, Error *err) 
 
 static bool convert_batch(Share *w, float *x, int64_t at, int64_t n, Error *err) { // n elements
     const Item *it = w->item;
-    float limit = type_limit(it->type), largest = w->largest;
+    float limit = type_limit(it->type), largest = 0;
     int bad = 0;
     for (int64_t i = 0; i < n; i++) {
         float a = fabsf(x[i]);
         bad += !(a < limit);
         largest = a > largest ? a : largest;
     }
-    w->largest = largest;
     if (bad) return out_of_range(it, x, n, err);
-    if (!w->out) return true;
+    if (!w->out) {
+        w->size.largest = MAX(w->size.largest, largest);
+        for (int64_t i = 0; i < n; i++) w->size.squares += (double)x[i] * (double)x[i];
+        return true;
+    }
     uint8_t *out = w->out + dtype_bytes(it->type, (uint64_t)at);
     float inverse = 1 / it->scale;
-    for (int64_t i = 0; it->scaled && i < n; i++) x[i] *= inverse;
+    for (int64_t i = 0; it->scale != 1 && i < n; i++) x[i] *= inverse;
     if (dtype_is_packed(it->type)) quant_encode(it->type, x, out, n);
     else dtype_convert(it->type, out, DT_F32, x, (size_t)n);
     return true;
@@ -333,9 +333,9 @@ static void run_work(void *user) {
     mem_free(x);
 }
 
-// Rows [from, to), shared among the threads. largest may be NULL.
+// Rows [from, to), shared among the threads. `size` grows; it may be NULL.
 static bool run_threads(Conversion *c, const Item *it, int64_t from, int64_t to, uint8_t *out,
-                        float *largest, Error *err) {
+                        Size *size, Error *err) {
     int n = (int)MIN((int64_t)c->threads, to - from);
     if (it->copied || (to - from) * it->row < 4 * BATCH) n = 1;
     Share *work = MEM_ARRAY(NULL, Share, n);
@@ -353,7 +353,8 @@ static bool run_threads(Conversion *c, const Item *it, int64_t from, int64_t to,
         if (thread[i]) thread_join(thread[i]);
         if (ok && !work[i].ok && err) *err = work[i].err;
         ok = ok && work[i].ok;
-        if (largest) *largest = MAX(*largest, work[i].largest);
+        if (size) size->largest = MAX(size->largest, work[i].size.largest);
+        if (size) size->squares += work[i].size.squares;
     }
     mem_free(work);
     // A file that is read once need not stay in memory.
@@ -425,24 +426,33 @@ static void begin_stage(Conversion *c, const char *stage, uint64_t total) {
     c->total = total;
 }
 
-// fp8's scales: the largest magnitude becomes the type's largest number.
+// Does fp8 lose range on these numbers: past its largest, or half of them below its smallest normal
+// number, where mantissa bits are lost? Then their largest becomes the type's largest; else 1.
+static float fp8_scale(const Item *it, const Size *size) {
+    bool e4m3 = it->type == DT_F8_E4M3;
+    float top = e4m3 ? 448.0f : 57344.0f;
+    double rms = sqrt(size->squares / (double)MAX(it->row * it->rows, 1));
+    if (size->largest <= top && rms >= (e4m3 ? 0x1p-5 : 0x1p-13)) return 1;
+    float scale = size->largest / top;
+    return scale >= FLT_MIN ? scale : 1; // all zeros, or hardly more
+}
+
 static bool measure(Conversion *c, Error *err) {
     uint64_t total = 0;
     for (int i = 0; i < c->items.n; i++)
-        if (c->items.v[i]->scaled && !c->items.v[i]->copied) total += item_bytes(c->items.v[i]);
+        if (c->items.v[i]->measured) total += item_bytes(c->items.v[i]);
     begin_stage(c, "measure", total);
     for (int i = 0; i < c->items.n; i++) {
         Item *it = c->items.v[i];
-        if (!it->scaled || it->copied) continue;
-        float largest = 0;
+        if (!it->measured) continue;
+        Size size = {0};
         for (int64_t at = 0, rows; at < it->rows && it->row; at += rows) {
             rows = span_rows(it, at);
-            if (!run_threads(c, it, at, at + rows, NULL, &largest, err) ||
+            if (!run_threads(c, it, at, at + rows, NULL, &size, err) ||
                 !go_on(c, (uint64_t)(rows * it->row), err))
                 return false;
         }
-        float scale = largest / (it->type == DT_F8_E4M3 ? 448.0f : 57344.0f);
-        it->scale = scale >= FLT_MIN ? scale : 1; // all zeros, or hardly more
+        it->scale = fp8_scale(it, &size);
     }
     return true;
 }
@@ -489,24 +499,41 @@ static bool write_gguf(Conversion *c, const char *path, Error *err) {
     return gguf_write(w, path, err);
 }
 
-static bool write_safetensors(Conversion *c, const char *path, Error *err) {
+static bool is_in_part(const Item *it, const char *prefix) {
+    return is_fp8(it->type) && !strncmp(it->name, prefix, strlen(prefix)) &&
+           str_ends(it->name, ".weight");
+}
+
+// ComfyUI's marker for a part, and a scale for every matrix of it: readers expect all or none.
+static void put_scales(Conversion *c, StWriter *w, const char *prefix) {
     static const uint8_t zeros[2];
     static const int64_t two = 2;
-    StWriter *w = st_writer(c);
-    conversion_meta(c, "format", "pt"); // transformers refuses files without it
-    for (int i = 0; i < c->meta.n; i++) st_put_meta(w, c->meta.v[i].key, c->meta.v[i].value);
-    DType fp8 = DT_F8_E4M3;
+    const Item *first = NULL;
+    for (int i = 0; i < c->items.n && !first; i++)
+        if (is_in_part(c->items.v[i], prefix) && c->items.v[i]->scale != 1) first = c->items.v[i];
+    if (!first) return;
     for (int i = 0; i < c->items.n; i++) {
-        Item *it = c->items.v[i];
-        st_put_fill(w, it->name, it->type, it->ndim, it->shape, fill, it);
-        if (!it->scaled) continue;
-        fp8 = it->type;
+        const Item *it = c->items.v[i];
+        if (!is_in_part(it, prefix)) continue;
         int base = (int)(strlen(it->name) - strlen(".weight"));
         char *name = mem_printf(NULL, "%.*s.scale_weight", base, it->name);
         st_put(w, name, DT_F32, 0, NULL, &it->scale);
         mem_free(name);
     }
-    for (int i = 0; i < c->marks.n; i++) st_put(w, c->marks.v[i], fp8, 1, &two, zeros);
+    char *name = mem_printf(NULL, "%sscaled_fp8", prefix);
+    st_put(w, name, first->type, 1, &two, zeros);
+    mem_free(name);
+}
+
+static bool write_safetensors(Conversion *c, const char *path, Error *err) {
+    StWriter *w = st_writer(c);
+    conversion_meta(c, "format", "pt"); // transformers refuses files without it
+    for (int i = 0; i < c->meta.n; i++) st_put_meta(w, c->meta.v[i].key, c->meta.v[i].value);
+    for (int i = 0; i < c->items.n; i++) {
+        Item *it = c->items.v[i];
+        st_put_fill(w, it->name, it->type, it->ndim, it->shape, fill, it);
+    }
+    for (int i = 0; i < c->parts.n; i++) put_scales(c, w, c->parts.v[i]);
     return st_write(w, path, err);
 }
 

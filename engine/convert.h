@@ -9,9 +9,11 @@
 //  - f32, f16, bf16: every tensor of real numbers. In GGUF those of one dimension are f32 whatever
 //    is asked, as readers of GGUF expect.
 //  - blocks and fp8: matrices (two dimensions) that are not marked `keep` and whose rows are whole
-//    blocks. fp8 gets ComfyUI's scaled layout: a number "NAME.scale_weight" beside "NAME.weight",
-//    the largest magnitude over fp8's largest number, and the marker `scaled_fp8`: a plain cast
-//    of e4m3 would leave the many weights below 1/64 with less than its three bits of mantissa.
+//    blocks. fp8 is a plain cast where that loses no range. Else (numbers past fp8's largest, or
+//    a root mean square below twice its smallest normal number, 1/32 for e4m3, under which
+//    mantissa bits are lost) the part gets ComfyUI's scaled layout: a number "NAME.scale_weight"
+//    beside each "NAME.weight", and the marker `scaled_fp8`. The scale maps the largest magnitude
+//    to fp8's largest number; it is 1 where the cast does.
 //  - what keeps its type, but has one that the file's format lacks, gets f16 where it is plain
 //    fp8 (which f16 holds exactly), else f32.
 //  - pieces that become one tensor: of several types, f32; of fp8 with several scales, rounded anew
@@ -58,8 +60,9 @@ bool conversion_copy(Conversion *c, const char *name, const Weights *w, const We
 // marks and numbers that are no weights kept out of the way.
 bool conversion_add_all(Conversion *c, const char *prefix, const Weights *w,
                         const ConvertRules *rules, Error *err);
-// The marker `scaled_fp8` of the tensors under `prefix`, where any of them has a scale. Call it
-// after their conversion_add.
+// The tensors under `prefix` are a part: where one of its fp8 matrices needs a scale, all of them
+// have one, and the marker `scaled_fp8` tells it. Once per part; prefixes that begin others do not
+// mix with these.
 void conversion_mark(Conversion *c, const char *prefix);
 
 typedef struct ConvertOptions {

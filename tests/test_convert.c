@@ -44,6 +44,8 @@ static const Made made[] = {
     {"odd.weight", DT_F16, 2, {5, 33}},
     {"conv.weight", DT_F16, 4, {4, 3, 3, 3}},
     {"matrix", DT_F32, 2, {2, 256}},
+    {"small.weight", DT_F32, 2, {3, 256}},
+    {"large.weight", DT_F32, 2, {3, 256}},
     {"wide.bias", DT_BF16, 1, {300}},
     {"zero.weight", DT_F32, 2, {2, 256}},
     {"one", DT_F32, 0, {0}},
@@ -68,6 +70,8 @@ static float *values_of(const Made *m) {
         x = x * 6364136223846793005u + 1442695040888963407u;
         v[i] = (float)((double)(x >> 33) / (1u << 31) - 0.5) * (i % 97 ? 0.1f : 3);
         if (!strcmp(m->name, "zero.weight")) v[i] = 0;
+        if (!strcmp(m->name, "small.weight")) v[i] *= 1e-2f;
+        if (!strcmp(m->name, "large.weight")) v[i] = i ? v[i] * 4e4f : 60000;
     }
     dtype_convert(m->type, stored, DT_F32, v, (size_t)n);
     dtype_convert(DT_F32, v, m->type, stored, (size_t)n);
@@ -121,6 +125,12 @@ static float *read_values(const Weights *w, const char *name) {
     return v;
 }
 
+// Made so: "small" lies below e4m3's normal numbers, "large" above the largest of both.
+static bool needs_scale(const Made *m, DType type) {
+    bool small = !strcmp(m->name, "small.weight");
+    return !strcmp(m->name, "large.weight") || (small && type == DT_F8_E4M3);
+}
+
 static void expect_tensor(const Weights *w, const Made *m, DType asked, bool gguf) {
     DType type = expected_type(m, asked, gguf);
     const WeightTensor *t = weights_find(w, m->name);
@@ -139,7 +149,7 @@ static void expect_tensor(const Weights *w, const Made *m, DType asked, bool ggu
     uint8_t *bytes = MEM_ARRAY(world, uint8_t, n * 8 + 8);
     bool fp8 = type == DT_F8_E4M3 || type == DT_F8_E5M2;
     for (int64_t i = 0; i < n; i++) largest = fmaxf(largest, fabsf(want[i]));
-    if (fp8 && largest > 0) scale = largest / (type == DT_F8_E4M3 ? 448.0f : 57344.0f);
+    if (fp8 && needs_scale(m, type)) scale = largest / (type == DT_F8_E4M3 ? 448.0f : 57344.0f);
     float inverse = 1 / scale, *got = read_values(w, m->name);
     for (int64_t i = 0; i < n && fp8; i++) want[i] *= inverse;
     if (dtype_is_packed(type)) {
@@ -188,8 +198,8 @@ static void every_type(void **state) {
             CHECK(w);
             bool fp8 = type == DT_F8_E4M3 || type == DT_F8_E5M2;
             assert_int_equal(report.tensors, MADE);
-            // fp8: the marker, and scales of wide, narrow, odd, zero and none.
-            assert_int_equal(weights_count(w), MADE + (fp8 ? 6 : 0));
+            // fp8: the marker, and scales of wide, narrow, odd, small, large, zero and none.
+            assert_int_equal(weights_count(w), MADE + (fp8 ? 8 : 0));
             for (int i = 0; i < MADE; i++) expect_tensor(w, &made[i], type, format == CONVERT_GGUF);
             if (type != DT_COUNT && dtype_block(type) == 256) {
                 assert_int_equal(report.odd, 2); // narrow, odd
@@ -437,15 +447,12 @@ static void types_in_layouts(void **state) {
     CHECK(w);
     static const struct { const char *name; DType type; } some[] = {
         {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight", DT_F8_E4M3},
-        {"model.diffusion_model.double_blocks.0.img_attn.qkv.scale_weight", DT_F32},
         {"model.diffusion_model.double_blocks.0.img_attn.qkv.bias", DT_BF16},
         {"model.diffusion_model.img_in.weight", DT_BF16},
         {"model.diffusion_model.final_layer.linear.weight", DT_BF16},
-        {"model.diffusion_model.scaled_fp8", DT_F8_E4M3},
         {"text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.weight",
          DT_F8_E4M3},
         {"text_encoders.t5xxl.transformer.shared.weight", DT_BF16},
-        {"text_encoders.t5xxl.transformer.scaled_fp8", DT_F8_E4M3},
         {"text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight", DT_BF16}};
     for (size_t i = 0; i < COUNT_OF(some); i++) {
         const WeightTensor *t = weights_find(w, some[i].name);
@@ -454,7 +461,8 @@ static void types_in_layouts(void **state) {
     Bound a = bind(PART_TRANSFORMER, os_path_join(world, model, "transformer"), "");
     Bound b = bind(PART_TRANSFORMER, at("fp8.safetensors"), "model.diffusion_model.");
     expect_same(a, b, 0.04);
-    // Kept as they are, with their scales; then as blocks.
+    assert_null(weights_find(w, "model.diffusion_model.scaled_fp8")); // no need of scales
+    // Kept as they are; then as blocks.
     CHECK(convert(at("fp8.safetensors"), at("copy.safetensors"), PART_TRANSFORMER, DT_COUNT, NULL,
                   &err));
     CHECK(convert(at("fp8.safetensors"), at("q8.gguf"), PART_COUNT, DT_Q8_0, NULL, &err));
@@ -471,6 +479,43 @@ static void types_in_layouts(void **state) {
     assert_int_equal(os_path_kind(at("no.gguf")), PATH_NONE);
     Weights *open[] = {a.w, b.w, c.w, d.w, w};
     for (size_t i = 0; i < COUNT_OF(open); i++) weights_close(open[i]);
+}
+
+// A part whose fp8 has scales has them throughout; other parts are not concerned. Copies keep them.
+static void scales_of_parts(void **state) {
+    (void)state;
+    Error err = {0};
+    Weights *source = make_source("parts.safetensors");
+    static const char *const names[] = {"a.small.weight", "a.wide.weight", "b.wide.weight"};
+    Conversion *c = conversion_new(world, CONVERT_SAFETENSORS, DT_F8_E4M3);
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        const WeightTensor *t = weights_find(source, names[i] + 2);
+        BoundWeight b = {.source = source, .ndim = 2, .shape = {t->shape[0], t->shape[1]},
+                         .scale = 1, .pieces = 1, .piece = {{t, 0, t->shape[0], 1}}};
+        CHECK(conversion_add(c, names[i], &b, &(ConvertRules){.type = DT_F8_E4M3}, &err));
+    }
+    conversion_mark(c, "a.");
+    conversion_mark(c, "b.");
+    CHECK(conversion_write(c, at("two.safetensors"), &(ConvertOptions){0}, NULL, &err));
+    CHECK(convert(at("two.safetensors"), at("again.safetensors"), PART_COUNT, DT_COUNT, NULL,
+                  &err));
+    Weights *two = weights_open(world, at("two.safetensors"), &err);
+    Weights *again = weights_open(world, at("again.safetensors"), &err);
+    CHECK(two && again);
+    assert_int_equal(weights_count(two), 6);
+    assert_non_null(weights_find(two, "a.scaled_fp8"));
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        const WeightTensor *t = weights_find(two, names[i]);
+        float *x = read_values(two, names[i]), *y = read_values(again, names[i]);
+        assert_memory_equal(x, y, t->count * sizeof(float));
+    }
+    float one = 0;
+    CHECK(weights_read(two, weights_find(two, "a.wide.scale_weight"), 0, &one, 4, &err));
+    assert_true(one == 1);
+    assert_non_null(weights_find(again, "a.small.scale_weight"));
+    weights_close(again);
+    weights_close(two);
+    weights_close(source);
 }
 
 // Queries, keys and values with a scale each become one matrix with one scale.
@@ -550,7 +595,7 @@ static void numbers_that_do_not_fit(void **state) {
     bad[40] = NAN;
     save_numbers(at("large.safetensors"), NULL, large, 64);
     save_numbers(at("bad.safetensors"), NULL, bad, 64);
-    expect_refused(at("large.safetensors"), at("x.safetensors"), DT_F16, "f16 can hold, found -1e+");
+    expect_refused(at("large.safetensors"), at("x.safetensors"), DT_F16, "f16 can hold, found -");
     expect_refused(at("bad.safetensors"), at("x.gguf"), DT_Q8_0, "found NaN");
     expect_refused(at("bad.safetensors"), at("x.safetensors"), DT_F8_E4M3, "found NaN");
     CHECK(convert(at("large.safetensors"), at("x.safetensors"), PART_COUNT, DT_BF16, NULL, &err));
@@ -634,6 +679,7 @@ int main(void) {
         cmocka_unit_test(every_layout),
         cmocka_unit_test(text_encoders),
         cmocka_unit_test(types_in_layouts),
+        cmocka_unit_test(scales_of_parts),
         cmocka_unit_test(scales_of_pieces),
         cmocka_unit_test(names_and_types),
         cmocka_unit_test(numbers_that_do_not_fit),

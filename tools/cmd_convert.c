@@ -155,8 +155,9 @@ const Command cmd_convert = {
         "Block types and fp8 are for matrices: biases and norms, embedders, tables of tokens and "
         "the final layer keep their type, as do matrices whose rows are not whole blocks (32 or "
         "256 numbers). In a .gguf, biases and norms are f32. In a checkpoint, --type is for the "
-        "transformer and T5. fp8 comes with a scale per matrix (ComfyUI's scale_weight), which "
-        "keeps more of small weights than a plain cast.",
+        "transformer and T5. fp8 is a plain cast, as `generate --type fp8` makes it, but where a "
+        "part has weights too large or too small for that: its matrices then have scales "
+        "(ComfyUI's scale_weight).",
     .examples = "kiln convert -m FLUX.1-dev -o flux1-dev-q8_0.gguf --type q8_0\n"
                 "kiln convert -m FLUX.1-schnell -o schnell-fp8.safetensors --type fp8\n"
                 "kiln convert --t5xxl FLUX.1-dev/text_encoder_2 -o t5xxl-q5_k.gguf --type q5_k\n"
