@@ -9,7 +9,7 @@
 #include <inttypes.h>
 #include <math.h>
 
-enum { STAGES = 5, BUDGETS = 4, STEPS = 2 };
+enum { STAGES = 5, BUDGETS = 4, STEPS = 2, PICTURES = 2 };
 
 static bool vulkan; // is there a Vulkan device?
 
@@ -43,8 +43,10 @@ static Json *plan_of(void *scope, const char *model, const char *budget) {
     return json_of(r.out);
 }
 
-// One run within `budget` bytes: as planned by `inspect`? Returns the picture.
-static uint64_t compare(void *scope, const char *model, uint64_t budget, double *streamed) {
+// One run within `budget` bytes: as planned by `inspect`? Returns the (first) picture. `steps`:
+// passes of the transformer.
+static uint64_t compare(void *scope, const char *model, uint64_t budget, int steps,
+                        double *streamed) {
     char size[32], *png = at("plan.png");
     snprintf(size, sizeof size, "%" PRIu64, budget);
     Json *plan = plan_of(scope, model, size);
@@ -66,7 +68,7 @@ static uint64_t compare(void *scope, const char *model, uint64_t budget, double 
         double passes = number(m, NULL, "passes"), moved = number(p, NULL, "moved_bytes_per_step");
         if (used > limit || used < 0.9 * limit || limit > planned)
             fail_msg("budget %s, %s: planned %.0f, used %.0f", size, name, limit, used);
-        assert_true(passes == (!strcmp(name, "transformer") ? STEPS
+        assert_true(passes == (!strcmp(name, "transformer") ? steps
                                : strcmp(name, "decode")     ? 1
                                                             : 0));
         if (number(m, NULL, "moved_bytes") != moved * passes)
@@ -76,8 +78,9 @@ static uint64_t compare(void *scope, const char *model, uint64_t budget, double 
         assert_true((units > 0) == (moved > 0) && (units > 0) == (bytes > 0));
         *streamed += moved;
     }
+    uint64_t picture = pixels(json_string(json_first(json_get(run, "images")), ""));
     json_free(plan), json_free(run);
-    return pixels(png);
+    return picture;
 }
 
 // From the smallest budget to one that holds everything: fewer bytes move, the picture stays the
@@ -102,7 +105,7 @@ static void check_budgets(const char *model) {
     for (int i = 0; i < BUDGETS; i++) {
         double moved;
         uint64_t budget = low + (high - low) * (uint64_t)i / (BUDGETS - 1);
-        uint64_t picture = compare(scope, model, budget, &moved);
+        uint64_t picture = compare(scope, model, budget, STEPS, &moved);
         print_message("    %9" PRIu64 " bytes: %9.0f moved per pass\n", budget, moved);
         if (i == 0) first = picture, assert_true(moved > 0);
         else assert_true(picture == first && moved <= before);
@@ -118,7 +121,7 @@ static void check_budgets(const char *model) {
     assert_non_null(figure);
     double moved, need = strtod(figure + 2, NULL);
     assert_true(need > (double)(low / 2) && need <= (double)low);
-    compare(scope, model, (uint64_t)need, &moved);
+    compare(scope, model, (uint64_t)need, STEPS, &moved);
     assert_false(exists(at("none.png")));
     json_free(all);
     mem_free(scope);
@@ -186,6 +189,24 @@ static void test_files(void **state) {
     mem_free(scope);
 }
 
+// Two prompts per step, two pictures.
+static void test_guided(void **state) {
+    (void)state;
+    static const char model[] = "--dummy --dummy-scale 1/16 -W 48 -H 32 --steps 2 --t5-tokens 16 "
+                                "--cfg-scale 3 -b 2 --device cpu";
+    void *scope = mem_new(NULL, 1);
+    Json *plan = plan_of(scope, model, NULL);
+    double moved;
+    uint64_t budget = (uint64_t)number(plan, NULL, "smallest_bytes");
+    compare(scope, model, budget, STEPS * 2 * PICTURES, &moved);
+    assert_true(moved > 0);
+    budget = (uint64_t)number(plan, NULL, "peak_bytes");
+    compare(scope, model, budget, STEPS * 2 * PICTURES, &moved);
+    assert_true(moved == 0);
+    json_free(plan);
+    mem_free(scope);
+}
+
 // ---- full size ----------------------------------------------------------------------------------
 
 static void test_full_size_plans(void **state) {
@@ -223,6 +244,12 @@ static void test_full_size_plans(void **state) {
     r = kiln(scope, "inspect --dummy=flux-dev --type fp8 --plan --vram 8G -W 1024 -H 1024");
     WANT_TEXT(r.out, "52 resident, 7 streamed");
     WANT_TEXT(r.out, "smallest budget that works");
+    struct rusage used; // by the largest child so far: 16 GB of weights cost the host little
+    assert_int_equal(getrusage(RUSAGE_CHILDREN, &used), 0);
+    print_message("    host: %ld KiB at most\n", used.ru_maxrss);
+#ifndef __SANITIZE_ADDRESS__
+    assert_true(used.ru_maxrss < 256 << 10);
+#endif
     mem_free(scope);
 }
 
@@ -286,8 +313,9 @@ static void test_dummy_types(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_full_size_plans), cmocka_unit_test(test_small_dummy),
-        cmocka_unit_test(test_files),           cmocka_unit_test(test_larger_dummy),
-        cmocka_unit_test(test_dummy),           cmocka_unit_test(test_dummy_types),
+        cmocka_unit_test(test_files),           cmocka_unit_test(test_guided),
+        cmocka_unit_test(test_larger_dummy),    cmocka_unit_test(test_dummy),
+        cmocka_unit_test(test_dummy_types),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
