@@ -40,13 +40,14 @@ bool bench_case(OpId op, const BenchSize *size, Case *c, Error *err);
 bool bench_run(Bench *b, Device *dev, const Case *c, const char *row, BenchResult *r, bool *fits,
                Error *err);
 bool bench_peak(Bench *b, DType type, Error *err); // so that b->peak is known for the type
-// FLUX.1: one step of the transformer in `compute`, weights in `weights` (DT_COUNT: as in the file). model:
-// a file or folder of the transformer, or a name that --dummy takes.
+// A part of FLUX.1 in `compute`, weights in `weights` (DT_COUNT: as in the file). model: a file or
+// folder of the transformer, a file of T5, CLIP or an autoencoder, or a name that --dummy takes (its
+// transformer).
 bool bench_flux(Bench *b, const char *model, int width, int height, DType compute, DType weights,
                 BenchResult *r, int *count, Error *err);
 bool bench_model(Bench *b, const char *model, int64_t batch, DType type, BenchResult *r, int *count,
                  Error *err); // fills up to 4 results
-enum { BENCH_MODEL_RESULTS = 4 };
+enum { BENCH_MODEL_RESULTS = 8 };
 // Loads a file of weights as `type` (DT_COUNT: as in the file) and prints what that took.
 bool bench_load(Bench *b, const char *path, DType type, Error *err);
 

@@ -18,7 +18,9 @@ static const Option options[] = {
      .group = "what", .says = "a table of all", .help = "Only this op."},
     {.name = "model", .kind = OPT_TEXT, FIELD(T, model), .value = "NAME", .says = "none",
      .help = "nano: its forward pass, and that with gradients. flux-dev, flux-schnell (synthetic "
-             "weights) or the file of a FLUX.1 transformer: one step, and its blocks."},
+             "weights) or the file of a FLUX.1 transformer: one step, its blocks, and the schedule stage "
+             "of 20 steps. The file of T5, CLIP or an autoencoder: one text of 512 or 77 tokens, one "
+             "picture decoded."},
     {.name = "load", .kind = OPT_TEXT, FIELD(T, load), .value = "PATH", .says = "none",
      .help = "Loading this file (or folder) of weights alone; with --vram, streaming what does not fit."},
     {.name = "weights", .kind = OPT_TEXT, FIELD(T, weights), .value = "TYPE", .says = "as in the file",

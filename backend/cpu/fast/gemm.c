@@ -140,6 +140,20 @@ static void blas_panels(const GemmJob *j, const Segment *s, const GemmPart *p, b
     }
 }
 
+// Layers of large models in f32: OpenBLAS packs the weights as it goes, in parts much larger than
+// oneDNN's primitives take (768 x 3072 x 3072: 0.8 of OpenBLAS's own speed there).
+static bool is_large(const GemmJob *j) {
+    const Segment *s = &j->seg[0];
+    return j->segments == 1 && j->direct && s->x->dtype == DT_F32 && s->w->dtype == DT_F32 &&
+           s->xk == 1 && s->wk == 1 && s->K >= 1024 && j->N >= 1024 && j->R >= 128;
+}
+static void cut_large(GemmJob *j) {
+    j->mb = MIN(j->R, 1024);
+    j->nb = 512;
+    j->row_blocks = (j->R + j->mb - 1) / j->mb;
+    j->col_blocks = (j->N + j->nb - 1) / j->nb;
+}
+
 static void blas_part(void *arg, int64_t part, int thread) {
     const GemmJob *j = arg;
     int64_t blocks = j->row_blocks * j->col_blocks, i = part % blocks;
@@ -158,6 +172,7 @@ static void blas_part(void *arg, int64_t part, int thread) {
 void gemm_openblas(Cpu *cpu, const OpCall *c) {
     GemmJob j;
     gemm_setup(&j, cpu, c);
+    if (is_large(&j)) cut_large(&j);
     int threads = openblas_get_num_threads(); // the program's setting, put back below
     openblas_set_num_threads(1);
     pool_run(cpu->pool, j.B * j.row_blocks * j.col_blocks, blas_part, &j);
@@ -195,6 +210,12 @@ static bool fits_onednn(const OpCall *c, DType type, char why[128]) {
         snprintf(why, 128, "strides that overlap");
         return false;
     }
+#if HAVE_OPENBLAS
+    if (is_large(&j)) {
+        snprintf(why, 128, "weights as large as these, which OpenBLAS takes faster");
+        return false;
+    }
+#endif
     return gate_full(c, why);
 }
 bool fits_gemm_onednn(const OpCall *c, char why[128]) { return fits_onednn(c, DT_F32, why); }
