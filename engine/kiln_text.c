@@ -129,6 +129,7 @@ static bool generate(KilnModel *m, const KilnRequest *r, KilnImages *images, Err
         flux_pipeline_describe(m->flux, &f, &p, images, text);
         text->model = mem_strdup(images, text->model); // pictures may outlive the model
         text->negative = mem_strdup(images, text->negative);
+        text->seeded |= f.init || f.sampler->stochastic; // drawn beside the given noise
     }
     for (int i = 0; i < f.count && ok; i++)
         ok = kiln_images_put(images, i, f.prompt, x + (size_t)i * picture, err);

@@ -195,7 +195,7 @@ bool generate_print(const Cmd *cmd, const Job *job, const GenerateReport *r, Err
     for (int i = 0; i < job->path_count; i++) json_put_string(&w, job->paths[i]);
     json_close(&w, ']');
     json_key(&w, "seed");
-    if (job->noise && !cmd_given(cmd, "seed")) json_put_null(&w);
+    if (job->noise && !job->draws && !cmd_given(cmd, "seed")) json_put_null(&w);
     else json_put_uint(&w, job->seed);
     json_key(&w, "model"), json_put_string(&w, r->model);
     json_key(&w, "architecture"), json_put_string(&w, r->architecture);
@@ -232,7 +232,7 @@ bool generate_print(const Cmd *cmd, const Job *job, const GenerateReport *r, Err
 void generate_say(const Cmd *cmd, const Job *job, const char *device) {
     progress_clear(cmd->progress);
     char seeds[64] = "given noise";
-    if (!job->noise) snprintf(seeds, sizeof seeds, "seed %" PRIu64, job->seed);
+    if (!job->noise || job->draws) snprintf(seeds, sizeof seeds, "seed %" PRIu64, job->seed);
     log_msg(cmd->log, LOG_INFO, "%s%s: %d picture%s, %s, %d steps, %s, %.1f s", job->paths[0],
             job->path_count > 1 ? " ..." : "", job->count, job->count > 1 ? "s" : "", seeds,
             job->steps, device, os_seconds() - job->started);

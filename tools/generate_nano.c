@@ -89,6 +89,7 @@ static bool plan_job(const Cmd *cmd, const GenerateValues *v, NanoJob *n, Error 
     n->schedule = v->schedule ? schedule_find(v->schedule) : schedule_at(0);
     n->rng = strcmp(v->rng, "cuda") == 0 ? NOISE_CUDA : NOISE_TORCH;
     job->parameters.sampler = n->sampler->name;
+    job->draws = n->sampler->stochastic;
     job->parameters.cfg_scale = cmd_given(cmd, "cfg-scale") ? v->cfg_scale : NANO_DEFAULT_CFG;
     return read_noise(v, job, err) && job_check_outputs(job, err);
 }

@@ -152,7 +152,7 @@ static char *settings(void *parent, const Job *job, int k) {
     Parameters p = job->parameters;
     p.prompt = k >= 0 ? job->texts[k] : job->sheet_text;
     p.width = job->width, p.height = job->height, p.steps = job->steps;
-    p.seeded = !job->noise, p.seed = job->seed + (uint64_t)MAX(k, 0);
+    p.seeded = !job->noise || job->draws, p.seed = job->seed + (uint64_t)MAX(k, 0);
     p.version = KILN_VERSION;
     return parameters_text(parent, &p);
 }

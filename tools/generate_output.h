@@ -21,6 +21,7 @@ typedef struct Job {
     const char *sheet_text;  // of the sheet
     uint64_t seed;           // of the first picture
     float *noise;            // [count, C, h, w]: given (--noise); NULL: drawn from the seed
+    bool draws;              // more than the first noise is drawn from the seed
     const char *output, *dump, *preview;
     bool grid;
     float *pictures;         // [count, 3, H, W] in -1..1

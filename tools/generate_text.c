@@ -103,10 +103,11 @@ static bool plan_job(const GenerateValues *v, const FluxPipeline *p, TextJob *t,
     for (int i = 0; i < r->count; i++) job->texts[i] = mem_strndup(job, r->prompt, r->prompt_size);
     job->sheet_text = job->texts[0];
     r->seed = job->seed;
+    job->draws = r->init || r->sampler->stochastic; // the autoencoder's sample, noise of steps
     if (v->noise) {
         const int64_t shape[] = {job->count, job->channels, job->latent_height, job->latent_width};
         job->noise = npy_read_f32(job, v->noise, COUNT_OF(shape), shape, NULL, err);
-        if (!job->noise) return false;
+        if (!job->noise) return err_prefix(err, "--noise");
         r->noise = job->noise;
     }
     return job_check_outputs(job, err);
