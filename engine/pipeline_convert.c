@@ -154,8 +154,9 @@ static bool add_file(ConvertModel *m, const ConvertModelOptions *o, Error *err) 
     if (o->format == CONVERT_SAFETENSORS && !strcmp(weights_format(m->file), "safetensors"))
         copy_meta(m);
     if (part == PART_COUNT || part == PART_VAE) {
-        const char *title = kind ? architecture_title(kind) : "unknown weights";
-        m->what = part == PART_VAE ? part_of[part].what : mem_printf(m, "%s, its own names", title);
+        m->what = part == PART_VAE ? part_of[part].what
+                  : kind ? mem_printf(m, "%s, its own names", architecture_title(kind))
+                         : "weights that are not recognised, their own names";
         return add_part(m, PART_VAE, m->file, NULL, "", rules, o, err);
     }
     m->what = part_of[part].what;

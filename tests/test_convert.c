@@ -481,6 +481,28 @@ static void types_in_layouts(void **state) {
     for (size_t i = 0; i < COUNT_OF(open); i++) weights_close(open[i]);
 }
 
+// On a device, what is asked for and what keeps its type are the same as in a file.
+static void types_on_devices(void **state) {
+    (void)state;
+    Error err = {0};
+    char *model = make_model("device");
+    CHECK(convert(model, at("device.gguf"), PART_COUNT, DT_Q4_0, NULL, &err));
+    Weights *source = weights_open(world, os_path_join(world, model, "transformer"), &err);
+    Bound file = bind(PART_TRANSFORMER, at("device.gguf"), "");
+    CHECK(source);
+    const FluxModel *m = flux_open(world, source, NULL, DT_Q4_0, &err);
+    CHECK(m);
+    expect_same((Bound){m->weight, m->count, source}, file, 0);
+    int blocks = 0;
+    for (int i = 0; i < m->count; i++) {
+        assert_int_equal(m->weight[i].dtype, file.weight[i].dtype);
+        blocks += m->weight[i].dtype == DT_Q4_0;
+    }
+    assert_true(blocks > 5);
+    weights_close(file.w);
+    weights_close(source);
+}
+
 // A part whose fp8 has scales has them throughout; other parts are not concerned. Copies keep them.
 static void scales_of_parts(void **state) {
     (void)state;
@@ -679,6 +701,7 @@ int main(void) {
         cmocka_unit_test(every_layout),
         cmocka_unit_test(text_encoders),
         cmocka_unit_test(types_in_layouts),
+        cmocka_unit_test(types_on_devices),
         cmocka_unit_test(scales_of_parts),
         cmocka_unit_test(scales_of_pieces),
         cmocka_unit_test(names_and_types),
