@@ -1,6 +1,7 @@
-// flux_tiny.h: the tiny FLUX.1-dev of tests/golden/flux_tiny, whose weights are a formula, as files in
-// the layouts that people have: a diffusers folder (T5 in two shards), one checkpoint, split files,
-// GGUF. Made by tools/ref/make_flux_tiny.py, which says what tensors.txt holds. For tests alone.
+// flux_tiny.h: the tiny FLUX.1-dev of tests/golden/flux_tiny, whose weights are a formula, as files
+// in the layouts that people have: a diffusers folder (T5 in two shards), one checkpoint, split
+// files, GGUF. Made by tools/ref/make_flux_tiny.py, which says what tensors.txt holds. For tests
+// alone.
 #ifndef KILN_TESTS_FLUX_TINY_H
 #define KILN_TESTS_FLUX_TINY_H
 
@@ -96,7 +97,8 @@ static inline void *tiny_values(void *parent, const TinyTensor *t, DType type) {
         return out;
     }
     float *v = MEM_ARRAY(NULL, float, t->count);
-    for (int64_t i = 0; i < t->count; i++) v[i] = (float)t->offset + (float)tiny_k(t->number, i) * scale;
+    for (int64_t i = 0; i < t->count; i++)
+        v[i] = (float)t->offset + (float)tiny_k(t->number, i) * scale;
     dtype_convert(type, out, DT_F32, v, (size_t)t->count);
     mem_free(v);
     return out;
@@ -105,14 +107,15 @@ static inline void *tiny_values(void *parent, const TinyTensor *t, DType type) {
 // ---- in transformers' and diffusers' names -----------------------------------------------------
 
 // Tensors of a part into `w`, every `step`-th from `first` on, behind `prefix`.
-static inline void tiny_put(const Tiny *tiny, StWriter *w, const char *part, const char *prefix, int first,
-                            int step) {
+static inline void tiny_put(const Tiny *tiny, StWriter *w, const char *part, const char *prefix,
+                            int first, int step) {
     int seen = 0;
     for (int i = 0; i < tiny->tensors; i++) {
         const TinyTensor *t = &tiny->tensor[i];
         if (strcmp(t->part, part) || seen++ % step != first) continue;
         DType type = t->ndim > 1 ? DT_BF16 : DT_F32;
-        st_put(w, mem_printf(w, "%s%s", prefix, t->name), type, t->ndim, t->shape, tiny_values(w, t, type));
+        st_put(w, mem_printf(w, "%s%s", prefix, t->name), type, t->ndim, t->shape,
+               tiny_values(w, t, type));
     }
 }
 
@@ -143,9 +146,9 @@ static inline void tiny_copy(const char *from, const char *to) {
 
 // The folder of a pipeline; T5 is in two shards with an index.
 static inline void tiny_folder(const Tiny *tiny, const char *folder) {
-    static const char *const texts[] = {"model_index.json", "scheduler/scheduler_config.json",
-                                        "text_encoder/config.json", "text_encoder_2/config.json",
-                                        "transformer/config.json", "vae/config.json"};
+    static const char *const texts[] = {
+        "model_index.json",           "scheduler/scheduler_config.json", "text_encoder/config.json",
+        "text_encoder_2/config.json", "transformer/config.json",         "vae/config.json"};
     static const char *const parts[][2] = {{"text_encoder", "model"},
                                            {"transformer", "diffusion_pytorch_model"},
                                            {"vae", "diffusion_pytorch_model"}};
@@ -154,31 +157,33 @@ static inline void tiny_folder(const Tiny *tiny, const char *folder) {
     for (size_t i = 0; i < COUNT_OF(texts); i++)
         tiny_copy(os_path_join(scope, FLUX_TINY, texts[i]), os_path_join(scope, folder, texts[i]));
     for (size_t i = 0; i < COUNT_OF(parts); i++)
-        tiny_part(tiny, parts[i][0], mem_printf(scope, "%s/%s/%s.safetensors", folder, parts[i][0], parts[i][1]));
+        tiny_part(tiny, parts[i][0],
+                  mem_printf(scope, "%s/%s/%s.safetensors", folder, parts[i][0], parts[i][1]));
     char *index = mem_strdup(scope, "");
     int seen = 0;
     for (int k = 0; k < 2; k++) {
         StWriter *w = st_writer(NULL);
         tiny_put(tiny, w, "text_encoder_2", "", k, 2);
-        tiny_write(w, mem_printf(scope, "%s/text_encoder_2/model-0000%d-of-00002.safetensors", folder, k + 1));
+        tiny_write(w, mem_printf(scope, "%s/text_encoder_2/model-0000%d-of-00002.safetensors",
+                                 folder, k + 1));
     }
     for (int i = 0; i < tiny->tensors; i++)
         if (!strcmp(tiny->tensor[i].part, "text_encoder_2")) {
-            index = mem_printf(scope, "%s%s\"%s\":\"model-0000%d-of-00002.safetensors\"", index, seen ? "," : "",
-                               tiny->tensor[i].name, seen % 2 + 1);
+            index = mem_printf(scope, "%s%s\"%s\":\"model-0000%d-of-00002.safetensors\"", index,
+                               seen ? "," : "", tiny->tensor[i].name, seen % 2 + 1);
             seen++;
         }
     index = mem_printf(scope, "{\"metadata\":{\"total_size\":0},\"weight_map\":{%s}}", index);
-    CHECK(os_write_file(mem_printf(scope, "%s/text_encoder_2/model.safetensors.index.json", folder), index,
-                        strlen(index), &err));
+    CHECK(os_write_file(mem_printf(scope, "%s/text_encoder_2/model.safetensors.index.json", folder),
+                        index, strlen(index), &err));
     mem_free(scope);
 }
 
 // ---- in the original names ----------------------------------------------------------------------
 
 // The pieces stacked; *shape and *ndim are those of the whole.
-static inline uint8_t *tiny_stacked(void *parent, const Tiny *tiny, const TinyOriginal *o, DType type, int *ndim,
-                                    int64_t *shape, size_t *bytes) {
+static inline uint8_t *tiny_stacked(void *parent, const Tiny *tiny, const TinyOriginal *o,
+                                    DType type, int *ndim, int64_t *shape, size_t *bytes) {
     const TinyTensor *first = &tiny->tensor[o->piece[0]];
     int64_t count = 0, rows = 0;
     for (int i = 0; i < o->count; i++) {
@@ -204,7 +209,8 @@ static inline uint8_t *tiny_stacked(void *parent, const Tiny *tiny, const TinyOr
     return out;
 }
 
-static inline void tiny_put_original(const Tiny *tiny, StWriter *w, const char *part, const char *prefix) {
+static inline void tiny_put_original(const Tiny *tiny, StWriter *w, const char *part,
+                                     const char *prefix) {
     for (int i = 0; i < tiny->originals; i++) {
         const TinyOriginal *o = &tiny->original[i];
         if (strcmp(o->part, part)) continue;
@@ -239,8 +245,8 @@ static inline bool tiny_bytes(void *user, uint64_t offset, void *out, size_t n, 
     return true;
 }
 
-// The transformer as city96's converter writes it: vectors f32, matrices q8_0 (f16 where a row is not
-// whole blocks).
+// The transformer as city96's converter writes it: vectors f32, matrices q8_0 (f16 where a row is
+// not whole blocks).
 static inline void tiny_gguf(const Tiny *tiny, const char *path) {
     Error err = {0};
     GgufWriter *w = gguf_writer(NULL);

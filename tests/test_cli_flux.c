@@ -1,6 +1,6 @@
-// test_cli_flux.c: `kiln generate` with FLUX.1 from end to end: the pictures that diffusers makes of a
-// tiny model (tests/golden/flux_tiny), on every device, from every layout of files and with every
-// setting; what it writes beside them; and what it says to bad input.
+// test_cli_flux.c: `kiln generate` with FLUX.1 from end to end: the pictures that diffusers makes
+// of a tiny model (tests/golden/flux_tiny), on every device, from every layout of files and with
+// every setting; what it writes beside them; and what it says to bad input.
 #include "tests/cli.h"
 
 #include "engine/npy.h"
@@ -9,9 +9,9 @@
 typedef struct World {
     Tiny *tiny;
     Json *cases;
-    char *folder, *checkpoint, *gguf; // models
-    char *distill, *base;             // a T5-Base with its projection, and without
-    char *clip, *t5, *transformer, *vae;        // split files
+    char *folder, *checkpoint, *gguf;    // models
+    char *distill, *base;                // a T5-Base with its projection, and without
+    char *clip, *t5, *transformer, *vae; // split files
 } World;
 static World *world;
 
@@ -56,7 +56,10 @@ static int tear_down(void **state) {
 
 // ---- running ------------------------------------------------------------------------------------
 
-typedef struct Words { int n; char *v[MAX_ARGS + 1]; } Words; // words may hold blanks
+typedef struct Words {
+    int n;
+    char *v[MAX_ARGS + 1];
+} Words; // words may hold blanks
 
 static void put_words(void *scope, Words *w, const char *line) {
     char *save, *copy = mem_strdup(scope, line);
@@ -165,17 +168,22 @@ static void layouts_of_files(void **state) {
     (void)state;
     void *scope = mem_new(NULL, 1);
     want_case("second", mem_printf(scope, "-m %s", world->checkpoint), "");
-    want_case("second", mem_printf(scope, "-m %s --diffusion-model %s", world->folder, world->gguf), "");
-    want_case("second", mem_printf(scope, "--diffusion-model %s --clip-l %s --t5xxl %s --vae %s",
-                                   world->transformer, world->clip, world->t5, world->vae), "");
+    want_case("second", mem_printf(scope, "-m %s --diffusion-model %s", world->folder, world->gguf),
+              "");
+    want_case("second",
+              mem_printf(scope, "--diffusion-model %s --clip-l %s --t5xxl %s --vae %s",
+                         world->transformer, world->clip, world->t5, world->vae),
+              "");
     // In the smallest budget, which the refusal names: the same picture.
-    char *model = mem_printf(scope, "-m %s", world->folder), *out = mem_printf(scope, "-o %s", at("x.png"));
+    char *model = mem_printf(scope, "-m %s", world->folder),
+         *out = mem_printf(scope, "-o %s", at("x.png"));
     Result r = generate(scope, "second", model, mem_printf(scope, "%s --vram 1M", out));
     WANT_STATUS(r, 1);
     want_one_line(&r);
     const char *hint = strstr(r.err, "give --vram ");
     assert_non_null(hint);
-    want_case("second", model, mem_printf(scope, "--vram %dM", atoi(hint + strlen("give --vram "))));
+    want_case("second", model,
+              mem_printf(scope, "--vram %dM", atoi(hint + strlen("give --vram "))));
     mem_free(scope);
 }
 
@@ -183,7 +191,8 @@ static void layouts_of_files(void **state) {
 
 static float *dumped(void *scope, const char *name, int ndim, const int64_t *shape) {
     Error err = {0};
-    float *v = npy_read_f32(scope, mem_printf(scope, "%s/dump/%s.npy", cli->dir, name), ndim, shape, NULL, &err);
+    float *v = npy_read_f32(scope, mem_printf(scope, "%s/dump/%s.npy", cli->dir, name), ndim, shape,
+                            NULL, &err);
     CHECK(v);
     return v;
 }
@@ -206,9 +215,11 @@ static void check_json(const char *text) {
     assert_int_equal(number(json, NULL, "width"), 80);
     assert_int_equal(number(json, NULL, "height"), 48);
     assert_int_equal(number(json, NULL, "steps"), 5);
-    double planned = number(json, "memory", "planned_bytes"), peak = number(json, "memory", "peak_bytes");
+    double planned = number(json, "memory", "planned_bytes"),
+           peak = number(json, "memory", "peak_bytes");
     assert_true(peak > 0 && peak <= planned);
-    assert_true(number(json, "memory", "weights_bytes") > 0 && number(json, "memory", "arena_bytes") > 0);
+    assert_true(number(json, "memory", "weights_bytes") > 0 &&
+                number(json, "memory", "arena_bytes") > 0);
     assert_true(number(json, "memory", "driver_bytes") >= 0);
     static const char *const parts[] = {"load", "text", "denoise", "decode"};
     double sum = 0;
@@ -223,12 +234,15 @@ static void files_beside_the_picture(void **state) {
     void *scope = mem_new(NULL, 1);
     char *png = at("all.png");
     Result r = generate(scope, "image", model_of("image"),
-                        mem_printf(scope, "-o %s --json --dump %s --preview %s", png, at("dump"), at("preview.png")));
+                        mem_printf(scope, "-o %s --json --dump %s --preview %s", png, at("dump"),
+                                   at("preview.png")));
     WANT_STATUS(r, 0);
     check_json(r.out);
-    static const int64_t latent[] = {1, 16, 6, 10}, image[] = {1, 3, 48, 80}, states[] = {1, 24, 32},
-                         hidden[] = {1, 77, 24}, pooled[] = {1, 24}, points[] = {4};
-    float *last = dumped(scope, "latent.2", 4, latent), *final = dumped(scope, "latent.final", 4, latent);
+    static const int64_t latent[] = {1, 16, 6, 10}, image[] = {1, 3, 48, 80},
+                         states[] = {1, 24, 32}, hidden[] = {1, 77, 24}, pooled[] = {1, 24},
+                         points[] = {4};
+    float *last = dumped(scope, "latent.2", 4, latent),
+          *final = dumped(scope, "latent.final", 4, latent);
     assert_memory_equal(last, final, sizeof(float) * 16 * 6 * 10);
     assert_true(fabsf(last[0]) > 0);
     float *sigma = dumped(scope, "sigmas", 1, points), *x = dumped(scope, "image", 4, image);
@@ -238,23 +252,29 @@ static void files_beside_the_picture(void **state) {
     dumped(scope, "text.clip_l", 3, hidden);
     dumped(scope, "text.clip_l.pooled", 2, pooled);
     assert_int_equal(entries(at("dump")), 10); // no step that was not run
-    Image *picture = image_load(scope, png, NULL), *again = image_from_floats(scope, x, 80, 48, NULL);
+    Image *picture = image_load(scope, png, NULL),
+          *again = image_from_floats(scope, x, 80, 48, NULL);
     assert_memory_equal(picture->rgb, again->rgb, 80 * 48 * 3);
     Image *preview = image_load(scope, at("preview.png"), NULL);
     assert_true(preview && preview->width == 10 && preview->height == 6);
 
-    WANT_TEXT(settings(scope, png),
-              "a red fox, \u00e9t\u00e9 \U0001f98a\nSteps: 5, Sampler: Euler, CFG scale: 1, Distilled CFG "
-                    "Scale: 3.5, Seed: 5, Size: 80x48, Model: flux, Denoising strength: 0.6, T5 tokens: 24, "
-                    "Precision: f32, RNG: CPU, Version: Kiln ");
+    WANT_TEXT(
+        settings(scope, png),
+        "a red fox, \u00e9t\u00e9 \U0001f98a\nSteps: 5, Sampler: Euler, CFG scale: 1, Distilled "
+        "CFG "
+        "Scale: 3.5, Seed: 5, Size: 80x48, Model: flux, Denoising strength: 0.6, T5 tokens: 24, "
+        "Precision: f32, RNG: CPU, Version: Kiln ");
 
     // The dumped noise gives the same picture in place of a seed, which still counts where more is
     // drawn; another shape is refused.
     char *noise = mem_printf(scope, "--noise %s/dump/noise.npy", cli->dir);
-    WANT_STATUS(generate(scope, "wide", model_of("wide"), mem_printf(scope, "-o %s --dump %s", png, at("dump"))), 0);
+    WANT_STATUS(generate(scope, "wide", model_of("wide"),
+                         mem_printf(scope, "-o %s --dump %s", png, at("dump"))),
+                0);
     want_case("wide", model_of("wide"), mem_printf(scope, "%s -s 99", noise));
     assert_null(strstr(settings(scope, at("case0.png")), "Seed"));
-    WANT_STATUS(generate(scope, "image", model_of("image"), mem_printf(scope, "-o %s %s", png, noise)), 0);
+    WANT_STATUS(
+        generate(scope, "image", model_of("image"), mem_printf(scope, "-o %s %s", png, noise)), 0);
     WANT_TEXT(settings(scope, png), "Seed: 5");
     r = generate(scope, "second", model_of("second"), mem_printf(scope, "-o %s %s", png, noise));
     WANT_STATUS(r, 1);
@@ -267,7 +287,8 @@ static void distilled_without_projection(void **state) {
     (void)state;
     void *scope = mem_new(NULL, 1);
     static const int64_t states[] = {1, 24, 32};
-    Result r = generate(scope, "distill", mem_printf(scope, "-m %s --distill %s", world->folder, world->base),
+    Result r = generate(scope, "distill",
+                        mem_printf(scope, "-m %s --distill %s", world->folder, world->base),
                         mem_printf(scope, "-o %s --dump %s", at("base.png"), at("dump")));
     WANT_STATUS(r, 0);
     WANT_TEXT(r.err, "final_projection");
@@ -286,19 +307,26 @@ static void settings_in_the_picture(void **state) {
     WANT_STATUS(generate(scope, "ancestral", model_of("ancestral"), out), 0);
     WANT_TEXT(settings(scope, png),
               "Negative prompt: blurry: low quality\nSteps: 5, Sampler: Euler a, CFG scale: 6, ");
-    WANT_TEXT(settings(scope, png), "Model: flux, Shift: 2.5, CFG schedule: cosine, CFG interval: 0.1-0.9, Dynamic "
-                                    "threshold: 0.9, T5 tokens: 24, Precision: f32, RNG: CPU");
-    WANT_STATUS(generate(scope, "second", mem_printf(scope, "-m %s --diffusion-model %s --vae %s", world->folder,
-                                                     world->gguf, world->vae),
-                         mem_printf(scope, "%s --type f16 -W 592 -H 16 --vae-tiling on --steps 1", out)), 0);
+    WANT_TEXT(settings(scope, png),
+              "Model: flux, Shift: 2.5, CFG schedule: cosine, CFG interval: 0.1-0.9, Dynamic "
+              "threshold: 0.9, T5 tokens: 24, Precision: f32, RNG: CPU");
+    WANT_STATUS(
+        generate(scope, "second",
+                 mem_printf(scope, "-m %s --diffusion-model %s --vae %s", world->folder,
+                            world->gguf, world->vae),
+                 mem_printf(scope, "%s --type f16 -W 592 -H 16 --vae-tiling on --steps 1", out)),
+        0);
     WANT_TEXT(settings(scope, png), "Sampler: DPM++ 2M");
-    WANT_TEXT(settings(scope, png), "Model: flux-q8_0, Module 1: ae, T5 tokens: 77, Weights: f16, Precision: f32, "
-                                    "VAE tiling: 512x16");
+    WANT_TEXT(settings(scope, png),
+              "Model: flux-q8_0, Module 1: ae, T5 tokens: 77, Weights: f16, Precision: f32, "
+              "VAE tiling: 512x16");
     // A sheet of a batch: the pictures stand side by side.
     WANT_STATUS(generate(scope, "pair", model_of("pair"), mem_printf(scope, "%s --grid", out)), 0);
-    Image *sheet = image_load(scope, png, NULL), *first = image_load(scope, FLUX_TINY "/pair-0.png", NULL);
+    Image *sheet = image_load(scope, png, NULL),
+          *first = image_load(scope, FLUX_TINY "/pair-0.png", NULL);
     assert_true(sheet && sheet->width == 2 * 48 + 6 && sheet->height == 32 + 4);
-    for (int i = 0; i < 48 * 3; i++) assert_true(abs(sheet->rgb[(2 * 102 + 2) * 3 + i] - first->rgb[i]) <= 1);
+    for (int i = 0; i < 48 * 3; i++)
+        assert_true(abs(sheet->rgb[(2 * 102 + 2) * 3 + i] - first->rgb[i]) <= 1);
     mem_free(scope);
 }
 
@@ -312,8 +340,8 @@ static char *text_file(const char *name, const void *bytes, size_t n) {
 }
 
 static Result prompted(void *scope, const char *prompt, const char *more) {
-    return kiln(scope, "generate -m %s -p %s -W 16 -H 16 --steps 1 -s 1 --t5-tokens 16 -o %s %s", world->folder,
-                prompt, at("p.png"), more);
+    return kiln(scope, "generate -m %s -p %s -W 16 -H 16 --steps 1 -s 1 --t5-tokens 16 -o %s %s",
+                world->folder, prompt, at("p.png"), more);
 }
 
 static void prompts_from_files(void **state) {
@@ -322,12 +350,21 @@ static void prompts_from_files(void **state) {
     static const char plain[] = "one_word", line[] = "one_word\n", windows[] = "one_word\r\n";
     WANT_STATUS(prompted(scope, plain, "-q"), 0);
     uint64_t want = pixels(at("p.png"));
-    WANT_STATUS(prompted(scope, mem_printf(scope, "@%s", text_file("line", line, sizeof line - 1)), "-q"), 0);
+    WANT_STATUS(
+        prompted(scope, mem_printf(scope, "@%s", text_file("line", line, sizeof line - 1)), "-q"),
+        0);
     assert_true(pixels(at("p.png")) == want);
-    WANT_STATUS(prompted(scope, mem_printf(scope, "@%s", text_file("dos", windows, sizeof windows - 1)), "-q"), 0);
+    WANT_STATUS(prompted(scope,
+                         mem_printf(scope, "@%s", text_file("dos", windows, sizeof windows - 1)),
+                         "-q"),
+                0);
     assert_true(pixels(at("p.png")) == want);
-    Words w = {.n = 3, .v = {"/bin/sh", "-c", mem_printf(scope, "%s generate -m %s -p - -W 16 -H 16 --steps 1 -s 1 "
-               "--t5-tokens 16 -o %s -q < %s", cli->program, world->folder, at("p.png"), at("line"))}};
+    Words w = {.n = 3,
+               .v = {"/bin/sh", "-c",
+                     mem_printf(scope,
+                                "%s generate -m %s -p - -W 16 -H 16 --steps 1 -s 1 "
+                                "--t5-tokens 16 -o %s -q < %s",
+                                cli->program, world->folder, at("p.png"), at("line"))}};
     WANT_STATUS(run_words(scope, &w), 0);
     assert_true(pixels(at("p.png")) == want);
     WANT_STATUS(prompted(scope, "another", "-q"), 0);
@@ -343,7 +380,8 @@ static void prompts_from_files(void **state) {
 
     static const char *const invalid[] = {"caf\xe9", "\xff", "a \xed\xa0\x80 b", "\xf0\x9f\xa6"};
     for (size_t i = 0; i < COUNT_OF(invalid); i++) {
-        r = prompted(scope, mem_printf(scope, "@%s", text_file("bad", invalid[i], strlen(invalid[i]))), "");
+        r = prompted(
+            scope, mem_printf(scope, "@%s", text_file("bad", invalid[i], strlen(invalid[i]))), "");
         WANT_STATUS(r, 1);
         want_one_line(&r);
         WANT_TEXT(r.err, "UTF-8");
@@ -383,7 +421,8 @@ static void requests_that_cannot_be(void **state) {
     REFUSED(2, "0 to 1", "%s -p x --threshold 1.5", m);
     REFUSED(1, "nowhere.txt", "%s -p @nowhere.txt -W 64 -H 64", m);
     REFUSED(1, "nowhere.png", "%s -p x --init-img nowhere.png -W 64 -H 64", m);
-    REFUSED(1, "at least one step", "%s -p x --init-img " FLUX_TINY "/wide.png --strength 0 -W 64 -H 64", m);
+    REFUSED(1, "at least one step",
+            "%s -p x --init-img " FLUX_TINY "/wide.png --strength 0 -W 64 -H 64", m);
     REFUSED(1, "final_projection.0.weight", "%s -p x -W 64 -H 64 --distill", m);
     REFUSED(1, "--distill", "%s --t5xxl %s -p x -W 64 -H 64", m, world->base);
     REFUSED(1, "give --vram", "--dummy --dummy-scale 1/4 -p x --vram 10M -W 256 -H 256");
@@ -405,14 +444,16 @@ static void files_that_cannot_be(void **state) {
     write_marker(sdxl, "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight");
     REFUSED(1, "Stable Diffusion XL", "-m %s %s", sdxl, tail);
     REFUSED(1, "Stable Diffusion XL", "-m %s --diffusion-model %s %s", world->folder, sdxl, tail);
-    REFUSED(1, "expected the autoencoder, found a CLIP text encoder", "-m %s --vae %s %s", world->folder,
-            world->clip, tail);
-    REFUSED(1, "--vae FILE", "--diffusion-model %s --clip-l %s --t5xxl %s %s", world->transformer, world->clip,
-            world->t5, tail);
+    REFUSED(1, "expected the autoencoder, found a CLIP text encoder", "-m %s --vae %s %s",
+            world->folder, world->clip, tail);
+    REFUSED(1, "--vae FILE", "--diffusion-model %s --clip-l %s --t5xxl %s %s", world->transformer,
+            world->clip, world->t5, tail);
     REFUSED(1, "--t5xxl FILE", "-m %s %s", world->transformer, tail);
     REFUSED(1, "nowhere.safetensors", "-m %s --vae nowhere.safetensors %s", world->folder, tail);
 
-    char *shard = os_path_join(scope, world->folder, "text_encoder_2/model-00002-of-00002.safetensors"), *kept = at("kept");
+    char *shard =
+             os_path_join(scope, world->folder, "text_encoder_2/model-00002-of-00002.safetensors"),
+         *kept = at("kept");
     size_t n;
     uint8_t *bytes = os_read_file(scope, shard, 1 << 26, &n, &err);
     CHECK(bytes && n > 100);
@@ -434,8 +475,9 @@ static void ends_when_interrupted(void **state) {
     (void)state;
     void *scope = mem_new(NULL, 1);
     char *out = at("slow.png"), *dump = fresh("slow");
-    char *line = mem_printf(scope, "generate -m %s -p x -W 128 -H 128 --steps 10000 -s 1 -o %s --dump %s", world->folder,
-                            out, dump);
+    char *line =
+        mem_printf(scope, "generate -m %s -p x -W 128 -H 128 --steps 10000 -s 1 -o %s --dump %s",
+                   world->folder, out, dump);
     int status = interrupted(scope, line, os_path_join(scope, dump, "sigmas.npy"), 0, SIGINT);
     assert_int_equal(status, 130);
     assert_false(exists(out));
@@ -444,12 +486,17 @@ static void ends_when_interrupted(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_case_on_the_cpu),    cmocka_unit_test(reference_device),
-        cmocka_unit_test(vulkan_device),            cmocka_unit_test(layouts_of_files),
-        cmocka_unit_test(files_beside_the_picture), cmocka_unit_test(distilled_without_projection),
+        cmocka_unit_test(every_case_on_the_cpu),
+        cmocka_unit_test(reference_device),
+        cmocka_unit_test(vulkan_device),
+        cmocka_unit_test(layouts_of_files),
+        cmocka_unit_test(files_beside_the_picture),
+        cmocka_unit_test(distilled_without_projection),
         cmocka_unit_test(settings_in_the_picture),
-        cmocka_unit_test(prompts_from_files),       cmocka_unit_test(requests_that_cannot_be),
-        cmocka_unit_test(files_that_cannot_be),     cmocka_unit_test(ends_when_interrupted),
+        cmocka_unit_test(prompts_from_files),
+        cmocka_unit_test(requests_that_cannot_be),
+        cmocka_unit_test(files_that_cannot_be),
+        cmocka_unit_test(ends_when_interrupted),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
