@@ -370,6 +370,10 @@ static void prompts_from_files(void **state) {
     WANT_STATUS(prompted(scope, "another", "-q"), 0);
     assert_true(pixels(at("p.png")) != want);
 
+    Result idle = prompted(scope, "x", "-n y");
+    WANT_STATUS(idle, 0);
+    WANT_TEXT(idle.err, "--negative-prompt: nothing reads it");
+
     size_t n = 1 << 20; // a megabyte is cut, and said so
     char *long_text = mem_new(scope, n + 1);
     for (size_t i = 0; i < n; i++) long_text[i] = i % 7 == 6 ? ' ' : (char)('a' + i * i % 26);

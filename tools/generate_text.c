@@ -167,11 +167,23 @@ static void report_plan(const Cmd *cmd, const FluxPlan *plan) {
     }
 }
 
+// Settings that were given and change nothing are no error, but said.
+static void warn_idle(const TextJob *t, const FluxPipeline *p, const FluxPlan *plan) {
+    const Cmd *cmd = t->cmd;
+    if (plan->prompts == 1 && cmd_given(cmd, "negative-prompt"))
+        log_msg(cmd->log, LOG_WARN, "--negative-prompt: nothing reads it, as no step has a "
+                "--cfg-scale other than 1");
+    if (cmd_given(cmd, "guidance") && strcmp(flux_pipeline_info(p).variant, "dev") != 0)
+        log_msg(cmd->log, LOG_WARN, "--guidance: this model has no distilled guidance; it is left "
+                "out");
+}
+
 static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, FluxMeasured *s, Error *err) {
     Job *job = t->job;
     progress_stage(t->cmd->progress, "planning", NULL);
     if (!flux_pipeline_plan(p, &t->request, 0, plan, err)) return false;
     report_plan(t->cmd, plan);
+    warn_idle(t, p, plan);
     job->taken = plan->steps;
     flux_pipeline_describe(p, &t->request, plan, job, &job->parameters);
     if (!job_begin_trace(job, err)) return false; // noise and sigmas: as the pipeline makes them
