@@ -21,7 +21,9 @@ if(TARGET kiln AND NOT CMAKE_CROSSCOMPILING)
 endif()
 
 # Static linking needs the dependencies too: pkg-config --static lists them.
-set(private_libraries "-lm -lpthread -ldl")
+# Not OpenBLAS's own list: it asks for Fortran's library, which only a static OpenBLAS would use.
+list(JOIN OPENBLAS_LDFLAGS " " openblas)
+set(private_libraries "${openblas} -lm -lpthread -ldl")
 if(KILN_HAVE_ONEDNN)
     string(APPEND private_libraries " -ldnnl")
 endif()

@@ -4,9 +4,17 @@
 enable_testing()
 pkg_check_modules(CMOCKA QUIET IMPORTED_TARGET cmocka)
 
+# gcc 13.2 misplaces 64-byte stack objects of functions that look for use after return (GCC bug
+# 110027): AVX-512 code then fails where nothing is wrong.
+set(asan_options "halt_on_error=1")
+if(CMAKE_C_COMPILER_ID STREQUAL GNU AND CMAKE_C_COMPILER_VERSION VERSION_LESS 14)
+    set(asan_options "detect_stack_use_after_return=0")
+endif()
+
 function(kiln_test_properties name label)
     set_tests_properties(${name} PROPERTIES LABELS ${label} TIMEOUT 1200 SKIP_RETURN_CODE 77
-        ENVIRONMENT "KILN=${PROJECT_BINARY_DIR}/kiln;KILN_BUILD=${PROJECT_BINARY_DIR};\
+        ENVIRONMENT "ASAN_OPTIONS=${asan_options};KILN=${PROJECT_BINARY_DIR}/kiln;\
+KILN_BUILD=${PROJECT_BINARY_DIR};\
 UBSAN_OPTIONS=print_stacktrace=1;CMOCKA_MESSAGE_OUTPUT=stdout")
 endfunction()
 
@@ -52,7 +60,7 @@ foreach(model clip t5 flux vae)
     add_test(NAME layers_${model} COMMAND test_${model} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     kiln_test_properties(layers_${model} unit)
     set_property(TEST layers_${model} APPEND PROPERTY ENVIRONMENT
-        "KILN_TEST_VALIDATE=1;ASAN_OPTIONS=detect_leaks=0")
+        "KILN_TEST_VALIDATE=1;ASAN_OPTIONS=${asan_options}:detect_leaks=0")
 endforeach()
 # And on subgroups of 4 and 16: Mesa's software driver can be told how wide its vectors are. No row for
 # drivers on the CPU takes a call then, so that these run the rows for GPUs (a GPU ignores it).

@@ -178,12 +178,25 @@ static int stale_address(void) {
 
 static const char *program; // argv[0]
 
+// Layers that do not look up addresses when a program runs again, by their manifest.
+static bool layer_is_blind(void) {
+    static const char path[] =
+        "/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json";
+    size_t size;
+    Error err = {0};
+    uint8_t *text = os_read_file(NULL, path, 1 << 20, &size, &err);
+    bool blind = text && strstr((const char *)text, "\"1.3.275\""); // of Ubuntu 24.04
+    mem_free(text);
+    if (blind) print_message("  SKIP: the validation layer 1.3.275 does not look up addresses\n");
+    return blind;
+}
+
 static void layers_see_a_stale_address(void **state) {
     (void)state;
     Device *dev = open_device("vulkan", NULL);
     bool software = dev_info(dev)->kind == DEV_SOFTWARE;
     dev_close(dev);
-    if (!software) skip(); // a card might need a reset after it
+    if (!software || layer_is_blind()) skip(); // a card might need a reset after it
     char command[1024];
     snprintf(command, sizeof command, "'%s' stale-address > /dev/null 2>&1", program);
     assert_int_equal(system(command), 0);
