@@ -320,6 +320,11 @@ static void settings_in_the_picture(void **state) {
     WANT_TEXT(settings(scope, png),
               "Model: flux-q8_0, Module 1: ae, T5 tokens: 77, Weights: f16, Precision: f32, "
               "VAE tiling: 512x16");
+    // What would break the line into wrong parts is quoted, as A1111 does.
+    char *odd = at("a,b.safetensors");
+    assert_int_equal(symlink(world->checkpoint, odd), 0);
+    WANT_STATUS(generate(scope, "second", mem_printf(scope, "-m %s --steps 1", odd), out), 0);
+    WANT_TEXT(settings(scope, png), "Model: \"a,b\", ");
     // A sheet of a batch: the pictures stand side by side.
     WANT_STATUS(generate(scope, "pair", model_of("pair"), mem_printf(scope, "%s --grid", out)), 0);
     Image *sheet = image_load(scope, png, NULL),
