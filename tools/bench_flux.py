@@ -236,7 +236,7 @@ def build_ggml(source, folder, log):
                     "-DCMAKE_CXX_FLAGS=-fno-dse -fno-tree-dse",
                     "-DGGML_LLAMAFILE=ON", "-DSD_BUILD_EXAMPLES=OFF", "-DSD_WEBP=OFF", "-DSD_WEBM=OFF"],
                    check=True, stdout=log, stderr=log)
-    subprocess.run(["cmake", "--build", build, "-j", "--target", "stable-diffusion"], check=True,
+    subprocess.run(["cmake", "--build", build, "-j2", "--target", "stable-diffusion"], check=True,
                    stdout=log, stderr=log)
     program = os.path.join(folder, "bench_flux_ggml")
     libraries = [os.path.join(build, p) for p in
