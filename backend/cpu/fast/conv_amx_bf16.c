@@ -34,27 +34,13 @@ static void pack_part(void *arg, int64_t part, int thread) {
 TILES static void micro_taps(float *c, const char *a, const char *b, const int64_t *offset,
                              int64_t taps, int64_t rows, int64_t steps, const char *w) {
     MEMORY;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    sums_zero();
     for (int64_t t = 0; t < taps; t++) {
         const char *x = a + offset[t], *x2 = b + offset[t];
-        for (int64_t i = 0; i < steps; i++, x += 64, x2 += 64, w += 4 * TILE) {
-            _tile_loadd(4, x, rows);
-            _tile_loadd(6, w, 64);
-            _tile_loadd(5, x2, rows);
-            _tile_loadd(7, w + 2 * TILE, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
+        for (int64_t i = 0; i < steps; i++, x += 64, x2 += 64, w += 4 * TILE)
+            sums_add(x, x2, rows, w);
     }
-    _tile_stored(0, c, SIDE * 4);
-    _tile_stored(1, c + 16, SIDE * 4);
-    _tile_stored(2, c + 16 * SIDE, SIDE * 4);
-    _tile_stored(3, c + 16 * SIDE + 16, SIDE * 4);
+    sums_store(c, SIDE);
     MEMORY;
 }
 
