@@ -162,7 +162,7 @@ static bool flush(Device *dev, const Cancel *cancel, Error *err) {
 }
 
 static bool prog_init(Program *prog, Error *err) {
-    (void)err;
+    (void)prog, (void)err;
 #if HAVE_AVX512_BF16
     CpuState *s = prog->dev->state;
     bool *packs = MEM_ARRAY(NULL, bool, MAX(prog->count, 1));

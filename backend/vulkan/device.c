@@ -139,22 +139,27 @@ static bool create_device(VkState *s, Error *err) {
     return true;
 }
 
-static bool create_objects(VkState *s, Error *err) {
+bool queue_objects(VkState *s, uint32_t family, VkCommandPool *commands, VkSemaphore *timeline,
+                   Error *err) {
     VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
                                     .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
-                                    .queueFamilyIndex = s->physical.queue_family};
+                                    .queueFamilyIndex = family};
     VkSemaphoreTypeCreateInfo type = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO,
                                       .semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE};
     VkSemaphoreCreateInfo semaphore = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO,
                                        .pNext = &type};
+    return vk_ok(s, s->vk.vkCreateCommandPool(s->device, &pool, NULL, commands), "a command pool", 0,
+                 err) &&
+           vk_ok(s, s->vk.vkCreateSemaphore(s->device, &semaphore, NULL, timeline), "a semaphore", 0,
+                 err);
+}
+
+static bool create_objects(VkState *s, Error *err) {
     VkPhysicalDeviceMemoryProperties2 memory = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2};
     s->instance.GetPhysicalDeviceMemoryProperties2(s->physical.handle, &memory);
     s->heaps = memory.memoryProperties;
-    return vk_ok(s, s->vk.vkCreateCommandPool(s->device, &pool, NULL, &s->pool), "a command pool",
-                 0, err) &&
-           vk_ok(s, s->vk.vkCreateSemaphore(s->device, &semaphore, NULL, &s->timeline),
-                 "a semaphore", 0, err) &&
+    return queue_objects(s, s->physical.queue_family, &s->pool, &s->timeline, err) &&
            pipelines_open(s, err) && staging_open(s, err) && uploads_open(s, err);
 }
 

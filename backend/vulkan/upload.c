@@ -12,23 +12,13 @@ bool uploads_open(VkState *s, Error *err) {
     Uploads *u = &s->uploads;
     u->lock = mutex_new(s);
     u->slots = s->slots + STAGING_SLOTS;
-    VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
-                                    .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
-                                    .queueFamilyIndex = s->physical.upload_family};
-    VkSemaphoreTypeCreateInfo type = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO,
-                                      .semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE};
-    VkSemaphoreCreateInfo semaphore = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO,
-                                       .pNext = &type};
-    VkResult result = s->vk.vkCreateCommandPool(s->device, &pool, NULL, &u->pool);
-    if (!vk_ok(s, result, "a command pool", 0, err)) return false;
-    result = s->vk.vkCreateSemaphore(s->device, &semaphore, NULL, &u->timeline);
-    if (!vk_ok(s, result, "a semaphore", 0, err)) return false;
+    if (!queue_objects(s, s->physical.upload_family, &u->pool, &u->timeline, err)) return false;
     VkCommandBuffer cmds[UPLOAD_SLOTS];
     VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
                                         .commandPool = u->pool,
                                         .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
                                         .commandBufferCount = UPLOAD_SLOTS};
-    result = s->vk.vkAllocateCommandBuffers(s->device, &info, cmds);
+    VkResult result = s->vk.vkAllocateCommandBuffers(s->device, &info, cmds);
     if (!vk_ok(s, result, "uploads", 0, err)) return false;
     for (int i = 0; i < UPLOAD_SLOTS; i++) u->slots[i].cmd = cmds[i];
     return true;

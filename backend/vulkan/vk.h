@@ -180,6 +180,9 @@ bool sync_slot(VkState *s, int slot, bool to_device, Error *err);
 bool upload(VkState *s, VkBuffer dst, uint64_t offset, const void *data, uint64_t size, Error *err);
 
 // upload.c
+// A pool for the commands of one family of queues, and the semaphore that counts its submissions.
+bool queue_objects(VkState *s, uint32_t family, VkCommandPool *commands, VkSemaphore *timeline,
+                   Error *err);
 bool uploads_open(VkState *s, Error *err); // after staging_open
 void uploads_close(VkState *s);
 bool vk_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
