@@ -46,4 +46,17 @@ static inline char *scratch_write(void *parent, const char *dir, const char *nam
     exit(1);
 }
 
+// Fixtures of a test whose state is the path of a folder of its own; the second fails where the test
+// left something behind.
+static inline int scratch_set_up(void **state) {
+    *state = scratch_new(NULL);
+    return 0;
+}
+static inline int scratch_tear_down(void **state) {
+    int rc = scratch_count(*state) == 0 ? 0 : -1;
+    scratch_remove(*state);
+    mem_free(*state);
+    return rc;
+}
+
 #endif

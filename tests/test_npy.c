@@ -7,11 +7,11 @@
 #include <cmocka.h>
 
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "backend/os.h"
 #include "engine/npy.h"
 #include "tests/damage.h"
+#include "tests/scratch.h"
 
 // Version 1 (or `major`) with the dict as given, in a block of exactly its size.
 static Bytes make_file(int major, const char *dict, size_t data_bytes) {
@@ -234,23 +234,14 @@ static void survives_truncation_and_damage(void **state) {
     free(b.v);
 }
 
-static int make_dir(void **state) {
-    char *dir = strdup("/tmp/kiln-test-XXXXXX");
-    *state = mkdtemp(dir);
-    return *state ? 0 : -1;
-}
-
-static int remove_dir(void **state) {
-    int rc = rmdir(*state); // fails when a test left something behind
-    free(*state);
-    return rc;
-}
+#define IN_FOLDER(test) \
+    cmocka_unit_test_setup_teardown(test, scratch_set_up, scratch_tear_down)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(writes_what_numpy_writes, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(round_trips, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(reads_as_f32, make_dir, remove_dir),
+        IN_FOLDER(writes_what_numpy_writes),
+        IN_FOLDER(round_trips),
+        IN_FOLDER(reads_as_f32),
         cmocka_unit_test(reads_other_spellings),
         cmocka_unit_test(refuses_hostile_headers),
         cmocka_unit_test(survives_truncation_and_damage),

@@ -7,12 +7,12 @@
 #include <cmocka.h>
 
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "engine/json.h"
 #include "engine/rng.h"
 #include "engine/safetensors.h"
 #include "tests/damage.h"
+#include "tests/scratch.h"
 
 // ---- helpers ----------------------------------------------------------------------------------
 
@@ -475,17 +475,8 @@ static void open_reports_missing_files(void **state) {
     assert_null(st_open(NULL, "/dev/null", NULL));
 }
 
-static int make_dir(void **state) {
-    char *dir = strdup("/tmp/kiln-test-XXXXXX");
-    *state = mkdtemp(dir);
-    return *state ? 0 : -1;
-}
-
-static int remove_dir(void **state) {
-    int rc = rmdir(*state); // fails when a test left something behind
-    free(*state);
-    return rc;
-}
+#define IN_FOLDER(test) \
+    cmocka_unit_test_setup_teardown(test, scratch_set_up, scratch_tear_down)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
@@ -495,9 +486,9 @@ int main(void) {
         cmocka_unit_test(refuses_every_truncation),
         cmocka_unit_test(survives_random_damage),
         cmocka_unit_test(many_tensors_are_found_fast),
-        cmocka_unit_test_setup_teardown(round_trip, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(failed_writes_leave_the_old_file, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(writer_refuses_nonsense, make_dir, remove_dir),
+        IN_FOLDER(round_trip),
+        IN_FOLDER(failed_writes_leave_the_old_file),
+        IN_FOLDER(writer_refuses_nonsense),
         cmocka_unit_test(check_lists_all_that_is_wrong),
         cmocka_unit_test(converts_every_type),
         cmocka_unit_test(open_reports_missing_files),
