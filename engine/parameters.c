@@ -46,17 +46,20 @@ void parameters_add(void *parent, Parameters *p, const char *name, const char *f
 char *parameters_text(void *parent, const Parameters *p) {
     char seed[48] = "", guidance[64] = "";
     const Sampler *sampler = sampler_find(p->sampler);
-    char *model = quoted(parent, parameters_model(parent, p->model));
+    void *scope = mem_new(NULL, 1);
+    char *model = quoted(scope, parameters_model(scope, p->model));
     if (p->seeded) snprintf(seed, sizeof seed, "Seed: %" PRIu64 ", ", p->seed);
     if (p->guidance > 0)
         snprintf(guidance, sizeof guidance, "Distilled CFG Scale: %.15g, ", p->guidance);
     bool negative = p->negative && *p->negative;
-    return mem_printf(parent,
-                      "%s\n%s%s%sSteps: %d, Sampler: %s, CFG scale: %.15g, %s%sSize: %dx%d, Model: "
-                      "%s%s%s%s%s",
-                      p->prompt ? p->prompt : "", negative ? "Negative prompt: " : "",
-                      negative ? p->negative : "", negative ? "\n" : "", p->steps,
-                      sampler ? sampler->title : p->sampler, p->cfg_scale, guidance, seed, p->width,
-                      p->height, model, p->more ? p->more : "", p->torch_rng ? ", RNG: CPU" : "",
-                      p->version ? ", Version: Kiln " : "", p->version ? p->version : "");
+    char *text = mem_printf(
+        parent,
+        "%s\n%s%s%sSteps: %d, Sampler: %s, CFG scale: %.15g, %s%sSize: %dx%d, Model: %s%s%s%s%s",
+        p->prompt ? p->prompt : "", negative ? "Negative prompt: " : "",
+        negative ? p->negative : "", negative ? "\n" : "", p->steps,
+        sampler ? sampler->title : p->sampler, p->cfg_scale, guidance, seed, p->width, p->height,
+        model, p->more ? p->more : "", p->torch_rng ? ", RNG: CPU" : "",
+        p->version ? ", Version: Kiln " : "", p->version ? p->version : "");
+    mem_free(scope);
+    return text;
 }

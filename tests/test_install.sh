@@ -56,7 +56,8 @@ find_package(kiln 0.1 REQUIRED)
 add_executable(user main.c)
 target_link_libraries(user PRIVATE kiln::kiln)
 END
-cmake -S "$prefix/user" -B "$prefix/user/build" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null
+generator=$(sed -n 's/^CMAKE_GENERATOR:INTERNAL=//p' "$KILN_BUILD/CMakeCache.txt")
+cmake -G "$generator" -S "$prefix/user" -B "$prefix/user/build" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null
 cmake --build "$prefix/user/build" >/dev/null
 run "$prefix/user/build/user" "$prefix/cmake.png"
 cmp "$prefix/shared.png" "$prefix/cmake.png"
