@@ -293,7 +293,7 @@ static bool all_done(const char *spec, int n, Error *err) {
     Buffer *b = buf_new(dev, 65536, "test", err);
     float ones[64];
     for (int i = 0; i < 64; i++) ones[i] = 1;
-    ProgramStep steps[2];
+    ProgramStep steps[2] = {0};
     bool ok =
         b && dev_write(b, 0, ones, sizeof ones, err) && dev_write(b, 4096, ones, sizeof ones, err);
     if (ok) steps[0].call = steps[1].call = add_call(b);
