@@ -151,12 +151,14 @@ static bool open_file(Opened *o, const char *path, Error *err) {
     return true;
 }
 
-static const struct { const char *option, *kind, *title; } wanted[PART_COUNT] = {
-    [PART_TRANSFORMER] = {"--diffusion-model", "flux", "the FLUX.1 transformer"},
-    [PART_CLIP_L] = {"--clip-l", "clip_l", "the CLIP-L text encoder"},
-    [PART_T5] = {"--t5xxl", "t5", "the T5-XXL text encoder"},
-    [PART_VAE] = {"--vae", "vae", "the autoencoder"},
+static const struct { const char *name, *option, *kind, *title; } wanted[PART_COUNT] = {
+    [PART_TRANSFORMER] = {"transformer", "--diffusion-model", "flux", "the FLUX.1 transformer"},
+    [PART_CLIP_L] = {"clip_l", "--clip-l", "clip_l", "the CLIP-L text encoder"},
+    [PART_T5] = {"t5xxl", "--t5xxl", "t5", "the T5-XXL text encoder"},
+    [PART_VAE] = {"vae", "--vae", "vae", "the autoencoder"},
 };
+
+const char *model_part_name(PartId part) { return wanted[part].name; }
 
 static bool open_part(Opened *o, PartId id, const char *path, const char *option, Error *err) {
     ModelPart *part = &o->parts.part[id];

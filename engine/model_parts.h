@@ -34,6 +34,9 @@ typedef struct ModelParts {
     void (*close)(void *parts); // private: of what made them
 } ModelParts;
 
+// "transformer", "clip_l", "t5xxl", "vae"
+const char *model_part_name(PartId part);
+
 // Opens and checks everything; all hangs on `parent` but needs model_parts_close. A model of
 // another architecture is refused with the name of what it is; missing parts are listed with the
 // options that give them.

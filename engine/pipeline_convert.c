@@ -7,18 +7,13 @@
 #include "models/flux.h"
 #include "models/t5.h"
 
-// How a part is called alone, and in front of its tensors beside other parts.
-static const struct { const char *name, *what, *prefix, *architecture; } part_of[PART_COUNT] = {
-    [PART_TRANSFORMER] = {"transformer", "FLUX.1's transformer, original names",
-                          "model.diffusion_model.", "flux"},
-    [PART_CLIP_L] = {"clip_l", "CLIP-L, transformers' names", "text_encoders.clip_l.transformer.",
-                     "clip_l"},
-    [PART_T5] = {"t5xxl", "T5, transformers' names", "text_encoders.t5xxl.transformer.",
-                 "t5encoder"},
-    [PART_VAE] = {"vae", "the autoencoder, its own names", "vae.", "vae"},
+// What a part is alone, and what stands in front of its tensors beside other parts.
+static const struct { const char *what, *prefix, *architecture; } part_of[PART_COUNT] = {
+    [PART_TRANSFORMER] = {"FLUX.1's transformer, original names", "model.diffusion_model.", "flux"},
+    [PART_CLIP_L] = {"CLIP-L, transformers' names", "text_encoders.clip_l.transformer.", "clip_l"},
+    [PART_T5] = {"T5, transformers' names", "text_encoders.t5xxl.transformer.", "t5encoder"},
+    [PART_VAE] = {"the autoencoder, its own names", "vae.", "vae"},
 };
-
-const char *convert_part_name(PartId part) { return part_of[part].name; }
 
 // ---- one part -----------------------------------------------------------------------------------
 
@@ -73,7 +68,7 @@ static bool add_part(ConvertModel *m, PartId id, const Weights *w, const char *c
 
 static bool no_such_part(const ConvertModelOptions *o, const char *path, Error *err) {
     return err_failed(err, "%s: expected the part %s that --part names, found none of it", path,
-                      convert_part_name(o->part));
+                      model_part_name(o->part));
 }
 
 // Which parts to take. GGUF files hold one.

@@ -37,8 +37,6 @@ typedef struct ConvertModel {
 ConvertModel *convert_model_open(void *parent, const ConvertModelOptions *options, Error *err);
 void convert_model_close(ConvertModel *m); // NULL is allowed
 
-// "transformer", "clip_l", "t5xxl", "vae"
-const char *convert_part_name(PartId part);
 // Is `path` one of the files that the model is in (by whatever name)?
 bool convert_is_source(const ModelPaths *paths, const char *path);
 

@@ -6,6 +6,7 @@
 #include "engine/npy.h"
 #include "engine/stack.h"
 #include "tests/check_device.h"
+#include "tests/difference.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -40,17 +41,6 @@ static inline int32_t *golden_ids(void *parent, const Weights *w, const char *na
     int32_t *out = MEM_ARRAY(parent, int32_t, n);
     for (size_t i = 0; i < n; i++) out[i] = (int32_t)values[i];
     return out;
-}
-
-// Largest difference, as a share of the largest value.
-static inline double difference(const float *got, const float *want, size_t n) {
-    double worst = 0, largest = 1e-30;
-    for (size_t i = 0; i < n; i++) {
-        double d = fabs((double)got[i] - want[i]);
-        if (!(d <= worst)) worst = d; // NaN too
-        largest = fmax(largest, fabs(want[i]));
-    }
-    return worst / largest;
 }
 
 static inline float *param_values(void *parent, Param *p) {

@@ -2,6 +2,7 @@
 // steps of AdamW, sampling from given noise; on every device there is.
 #include "engine/image.h"
 #include "engine/trainer.h"
+#include "tests/difference.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -63,17 +64,6 @@ static float *values(Case *c, const char *name, size_t *n) {
     return out;
 }
 
-// Largest difference, as a share of the largest value.
-static double compare(const float *got, const float *want, size_t n) {
-    double worst = 0, largest = 1e-30;
-    for (size_t i = 0; i < n; i++) {
-        double d = fabs((double)got[i] - want[i]);
-        if (!(d <= worst)) worst = d; // NaN too
-        largest = fmax(largest, fabs(want[i]));
-    }
-    return worst / largest;
-}
-
 static TrainerBatch batch_of(Case *c, const TrainerOptions *o, const char *prefix, int index) {
     TrainerBatch b = trainer_batch(c, o);
     size_t n = 3 * 32 * 32, rows = (size_t)o->batch, skip = (size_t)index * rows;
@@ -91,7 +81,7 @@ static void check_features(Case *c) {
     for (int i = 0; i < 3; i++) {
         float got[NANO_FEATURES];
         timestep_features(t[i], NANO_FEATURES, got);
-        assert_true(compare(got, want + i * NANO_FEATURES, NANO_FEATURES) < 1e-6);
+        assert_true(difference(got, want + i * NANO_FEATURES, NANO_FEATURES) < 1e-6);
     }
 }
 
@@ -104,7 +94,7 @@ static void check_gradients(Case *c, Trainer *t) {
         float *want = values(c, mem_printf(c, "grad.%s", name), &n);
         float *got = MEM_ARRAY(c, float, n);
         CHECK(c, trainer_gradient(t, name, got, &c->err));
-        double d = compare(got, want, n);
+        double d = difference(got, want, n);
         if (!(d < 2e-5)) fail_msg("%s p%d: grad.%s differs by %g", c->device, c->patch, name, d);
         worst = fmax(worst, d);
     }
@@ -168,7 +158,7 @@ static void run_ten_steps(const char *device, int patch) {
         float *after = values(c, mem_printf(c, "train.final.%s", names[i]), &n);
         float *got = MEM_ARRAY(c, float, n);
         CHECK(c, param_read(store_find(trainer_weights(t), names[i]), DT_F32, got, &c->err));
-        double d = compare(got, after, n);
+        double d = difference(got, after, n);
         if (!(d < 1e-3))
             fail_msg("%s p%d: %s after ten steps differs by %g", device, patch, names[i], d);
     }
@@ -199,7 +189,7 @@ static void run_sampling(const char *device, int patch) {
     for (size_t i = 0; i < n; i++)
         apart = MAX(apart, abs(image_from_float(got[i]) - image_from_float(want[i])));
     print_message("  %s p%d: latents within %.1e, bytes within %d\n", device, patch,
-                  compare(got, want, n), apart);
+                  difference(got, want, n), apart);
     assert_true(apart <= 1);
     nano_close(p);
     case_close(c);

@@ -109,7 +109,7 @@ static bool check_line(Cmd *cmd, const Values *v, ConvertModelOptions *o, Error 
                          "or -o FILE.gguf");
     o->part = PART_COUNT;
     for (int i = 0; v->part && i < PART_COUNT; i++)
-        if (!strcmp(v->part, convert_part_name((PartId)i))) o->part = (PartId)i;
+        if (!strcmp(v->part, model_part_name((PartId)i))) o->part = (PartId)i;
     o->paths = (ModelPaths){
         .model = v->model,
         .part = {[PART_TRANSFORMER] = v->diffusion_model, [PART_CLIP_L] = v->clip_l,

@@ -56,15 +56,11 @@ static const char *variant_of(const ModelPart *transformer) {
 }
 
 static void found_model(Inspected *in, ModelParts *model) {
-    static const char *const names[PART_COUNT] = {[PART_TRANSFORMER] = "transformer",
-                                                  [PART_CLIP_L] = "clip_l",
-                                                  [PART_T5] = "t5xxl",
-                                                  [PART_VAE] = "vae"};
     in->model = model;
     in->path = model->path;
     in->architecture = model->architecture;
     for (int i = 0; i < PART_COUNT; i++)
-        add_part(in, names[i], model->part[i].path, model->part[i].weights, "");
+        add_part(in, model_part_name((PartId)i), model->part[i].path, model->part[i].weights, "");
     in->variant = variant_of(&model->part[PART_TRANSFORMER]);
 }
 
