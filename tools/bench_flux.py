@@ -130,12 +130,18 @@ def part(name):
         torch.rand(1, 16, size // 8, size // 8).to(next(m.parameters()).dtype), return_dict=False)[0]
 
 
-def part_file(folder, name):
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+
+
+def part_file(folder, name, kind):
+    """Its weights in that type, as the other side has them."""
+    import torch
     from safetensors.torch import save_file
-    path = os.path.join(folder, f"{name}.safetensors")
+    path = os.path.join(folder, f"{name}.{kind}.safetensors")
     if not os.path.exists(path):
-        save_file({k: v.contiguous().clone() for k, v in part(name)[0].state_dict().items()
-                   if k != "encoder.embed_tokens.weight"}, path)
+        save_file({k: v.to(getattr(torch, DTYPES[kind])).contiguous().clone()
+                   for k, v in part(name)[0].state_dict().items() if k != "encoder.embed_tokens.weight"},
+                  path)
     return path
 
 
@@ -143,7 +149,7 @@ def part_worker(name, kind, threads, size):
     import torch
     torch.set_num_threads(threads)
     module, run = part(name)
-    module = module.to(getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[kind])).eval()
+    module = module.to(getattr(torch, DTYPES[kind])).eval()
     print("ready", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -155,8 +161,8 @@ def part_worker(name, kind, threads, size):
 def parts(o, log):
     print(f"{'part':12} {'kiln s':>8} {'PyTorch s':>10}   kiln / PyTorch   share of kiln's peak")
     for name in ("t5", "clip", "vae"):
-        path = part_file(o.folder, name)
-        for kind in ("f32", "bf16"):
+        for kind in DTYPES:
+            path = part_file(o.folder, name, kind)
             worker = Worker([sys.executable, os.path.abspath(__file__), "--part-worker", f"{name},{kind}",
                              "--threads", str(o.threads), "--size", str(o.size)], log)
             own, other, share = [], [], []

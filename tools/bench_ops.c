@@ -4,6 +4,7 @@
 #include "backend/os.h"
 
 #include <stdlib.h>
+#include <time.h>
 
 enum { RUNS = 5, MOST_STEPS = 64 };
 static const double RUN_SECONDS = 0.03; // calls are repeated inside a program up to this time
@@ -297,9 +298,21 @@ static bool timed(Device *dev, const OpCall *call, int steps, int runs, double *
     return true;
 }
 
+// OpenBLAS's threads spin for up to 0.1 s after a call of its own (openblas-whole), and would take a
+// core from what is timed next: wait until this process uses no processor time.
+static void settle(void) {
+    enum { WAITS = 200 };
+    for (int i = 0; i < WAITS; i++) {
+        clock_t before = clock();
+        os_sleep(0.005);
+        if (clock() - before < CLOCKS_PER_SEC / 1000) return;
+    }
+}
+
 static bool measure(Device *dev, const OpCall *call, double *seconds, const Cancel *cancel,
                     Error *err) {
     double first;
+    settle();
     if (!timed(dev, call, 1, 1, &first, cancel, err)) return false;
     int steps = (int)(RUN_SECONDS / MAX(first, 1e-7));
     steps = MAX(1, MIN(steps, (int)MOST_STEPS));

@@ -50,9 +50,9 @@ static void pack_part(void *arg, int64_t part, int thread) {
                 stride_of(v, 3), MIN(end, j->S) - s0, j->D);
 }
 
-// 2^x for x <= 0, to 2e-7: a polynomial on -1/2..1/2.
+// 2^x for x <= 0, to 2e-7: a polynomial on -1/2..1/2. What would be subnormal is 0, as in vexp.
 INLINE __m512 power_of_two(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-200));
+    __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126), _CMP_NLT_UQ);
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), r = _mm512_sub_ps(x, n);
     __m512 p = _mm512_set1_ps(1.5403530e-4f);
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.33335581e-3f));
@@ -61,7 +61,7 @@ INLINE __m512 power_of_two(__m512 x) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-    return _mm512_scalef_ps(p, n);
+    return _mm512_maskz_scalef_ps(normal, p, n);
 }
 
 // Scores of query t and keys k0.. with scale and mask; what causality or the padding hides is -inf.
