@@ -15,7 +15,7 @@ static ModelParts *open_parts(KilnModel *m, const KilnModelOptions *o, DType typ
         .model = *m->path ? m->path : NULL,
         .part = {[PART_TRANSFORMER] = o->diffusion_model, [PART_CLIP_L] = o->clip_l, [PART_T5] = o->t5xxl,
                  [PART_VAE] = o->vae},
-        .distill = o->distill, .distill_path = o->distill,
+        .distill = o->distill,
     };
     return model_parts_open(m, &paths, err);
 }

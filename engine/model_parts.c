@@ -160,6 +160,12 @@ static const struct { const char *name, *option, *kind, *title; } wanted[PART_CO
 
 const char *model_part_name(PartId part) { return wanted[part].name; }
 
+PartId model_part_of(const char *architecture) {
+    int i = 0;
+    while (architecture && i < PART_COUNT && strcmp(wanted[i].kind, architecture)) i++;
+    return architecture ? (PartId)i : PART_COUNT;
+}
+
 static bool open_part(Opened *o, PartId id, const char *path, const char *option, Error *err) {
     ModelPart *part = &o->parts.part[id];
     const Weights *w = open_set(o, path, err);
@@ -188,7 +194,7 @@ static bool check_complete(const Opened *o, bool partial, Error *err) {
 }
 
 static bool check_distill(const ModelPaths *paths, Error *err) {
-    if (!paths->distill || paths->distill_path) return true;
+    if (!paths->distill || *paths->distill) return true;
     err_failed(err, "--distill: expected the path of a distilled T5-Base, found none; give "
                "--distill PATH, a folder or file with");
     err_item(err, "encoder.block.N.layer.*: a T5-Base encoder (768 wide, 12 blocks, gated GELU)");
@@ -211,8 +217,8 @@ static bool open_all(Opened *o, const ModelPaths *paths, Error *err) {
         if (paths->part[i] && !(i == PART_T5 && paths->distill) &&
             !open_part(o, (PartId)i, paths->part[i], wanted[i].option, err))
             return false;
-    if (paths->distill && !open_part(o, PART_T5, paths->distill_path, "--distill", err)) return false;
-    o->parts.distill = paths->distill;
+    if (paths->distill && !open_part(o, PART_T5, paths->distill, "--distill", err)) return false;
+    o->parts.distill = paths->distill != NULL;
     return check_complete(o, paths->partial, err);
 }
 

@@ -13,8 +13,7 @@ typedef enum { PART_TRANSFORMER, PART_CLIP_L, PART_T5, PART_VAE, PART_COUNT } Pa
 typedef struct ModelPaths {
     const char *model;            // -m
     const char *part[PART_COUNT]; // --diffusion-model, --clip-l, --t5xxl, --vae: override
-    bool distill;                 // --distill: the T5 part is a distilled T5-Base
-    const char *distill_path;
+    const char *distill;          // --distill: of a distilled T5-Base in T5's place; "": no path
     bool partial;                 // parts may be missing (convert); at least one is there
 } ModelPaths;
 
@@ -36,6 +35,8 @@ typedef struct ModelParts {
 
 // "transformer", "clip_l", "t5xxl", "vae"
 const char *model_part_name(PartId part);
+// The part that weights of this architecture (below) are; PART_COUNT: none. NULL is allowed.
+PartId model_part_of(const char *architecture);
 
 // Opens and checks everything; all hangs on `parent` but needs model_parts_close. A model of
 // another architecture is refused with the name of what it is; missing parts are listed with the

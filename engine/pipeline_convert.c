@@ -140,8 +140,7 @@ static bool check_nano(const ConvertModel *m, const ConvertModelOptions *o, Erro
 static bool add_file(ConvertModel *m, const ConvertModelOptions *o, Error *err) {
     const char *prefix = "", *kind = weights_architecture(m->file, &prefix);
     const ConvertRules rules = {.type = o->type, .widen = o->type != DT_COUNT};
-    PartId part = !kind ? PART_COUNT : !strcmp(kind, "clip_l") ? PART_CLIP_L
-                  : !strcmp(kind, "t5") ? PART_T5 : !strcmp(kind, "vae") ? PART_VAE : PART_COUNT;
+    PartId part = model_part_of(kind);
     if (o->part != PART_COUNT && o->part != part)
         return no_such_part(o, weights_path(m->file), err);
     m->architecture = kind;
@@ -162,7 +161,7 @@ static bool add_file(ConvertModel *m, const ConvertModelOptions *o, Error *err) 
 // Has the user named several parts, or a model that may have them?
 static bool has_parts(ConvertModel *m, const ConvertModelOptions *o, bool *parts, Error *err) {
     const char *path = o->paths.model;
-    *parts = o->paths.distill;
+    *parts = o->paths.distill != NULL;
     for (int i = 0; i < PART_COUNT; i++) *parts = *parts || o->paths.part[i];
     if (*parts || !path) return true;
     char *index = os_path_join(m, path, "model_index.json");
@@ -238,7 +237,7 @@ static bool is_inside(const char *source, const char *path) {
 
 bool convert_is_source(const ModelPaths *paths, const char *path) {
     if (os_path_kind(path) != PATH_FILE) return false;
-    bool found = is_inside(paths->model, path) || is_inside(paths->distill_path, path);
+    bool found = is_inside(paths->model, path) || is_inside(paths->distill, path);
     for (int i = 0; i < PART_COUNT; i++) found = found || is_inside(paths->part[i], path);
     return found;
 }

@@ -3,34 +3,33 @@
 
 #include "backend/os.h"
 #include "engine/pipeline_convert.h"
+#include "tools/text_model.h"
 
 typedef struct Values {
     CommonOptions common;
-    const char *model, *diffusion_model, *clip_l, *t5xxl, *vae, *distill;
-    const char *part, *output, *type;
+    TextModelNames names;
+    const char *part, *output;
 } Values;
 
 #define V(f) FIELD(Values, f)
 
 static const Option options[] = {
-    {.name = "model", .letter = 'm', .kind = OPT_TEXT, V(model), .value = "PATH", .group = "model",
+    {.name = "model", .letter = 'm', .kind = OPT_TEXT, V(names.paths.model), .value = "PATH",
+     .group = "model",
      .help = "A diffusers folder, a checkpoint of one or all parts (.safetensors, .gguf, a PyTorch "
              "file), a folder with one part, or nano."},
-    {.name = "diffusion-model", .kind = OPT_TEXT, V(diffusion_model), .value = "FILE",
+    {.name = "diffusion-model", .kind = OPT_TEXT, PART_FIELD(Values, PART_TRANSFORMER),
+     .value = "FILE",
      .help = "Parts in files of their own, as `kiln generate` takes them; with -m they replace the "
              "model's."},
-    {.name = "clip-l", .kind = OPT_TEXT, V(clip_l), .value = "FILE",
-     .help = "The CLIP-L text encoder."},
-    {.name = "t5xxl", .kind = OPT_TEXT, V(t5xxl), .value = "FILE",
-     .help = "The T5-XXL text encoder."},
-    {.name = "vae", .kind = OPT_TEXT, V(vae), .value = "FILE", .help = "The autoencoder."},
-    {.name = "distill", .kind = OPT_TEXT, V(distill), .value = "PATH",
+    PART_OPTIONS(Values),
+    {.name = "distill", .kind = OPT_TEXT, V(names.paths.distill), .value = "PATH",
      .help = "A distilled T5-Base in place of T5-XXL."},
     {.name = "part", .kind = OPT_CHOICE, V(part), .choices = "transformer,clip_l,t5xxl,vae",
      .value = "PART", .says = "all that there are", .help = "Take this part of the model alone."},
     {.name = "output", .letter = 'o', .kind = OPT_TEXT, V(output), .value = "FILE",
      .group = "output", .help = "Where the weights go, .safetensors or .gguf."},
-    {.name = "type", .kind = OPT_TEXT, V(type), .value = "TYPE", .says = "as in the file",
+    {.name = "type", .kind = OPT_TEXT, V(names.type), .value = "TYPE", .says = "as in the file",
      .help = "f32, f16, bf16; in .gguf also q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, "
              "iq4_nl, iq4_xs, q3_k, q2_k; in .safetensors also fp8 (fp8_e4m3) and fp8_e5m2."},
     {.name = "threads", .letter = 't', .kind = OPT_INT, V(common.threads), .value = "N", .min = 1,
@@ -100,23 +99,17 @@ static bool print_json(const ConvertModel *m, const char *path, const ConvertRep
 // ---- the run ------------------------------------------------------------------------------------
 
 static bool check_line(Cmd *cmd, const Values *v, ConvertModelOptions *o, Error *err) {
-    const char *given[] = {v->model, v->diffusion_model, v->clip_l, v->t5xxl, v->vae, v->distill};
-    bool any = false;
-    for (size_t i = 0; i < COUNT_OF(given); i++) any = any || given[i];
-    if (!any) return cmd_usage(cmd, err, "expected a model, found none; give -m PATH");
+    if (!v->names.paths.model && !text_model_given(&v->names))
+        return cmd_usage(cmd, err, "expected a model, found none; give -m PATH");
     if (!v->output)
         return cmd_usage(cmd, err, "expected a file to write, found none; give -o FILE.safetensors "
                          "or -o FILE.gguf");
     o->part = PART_COUNT;
     for (int i = 0; v->part && i < PART_COUNT; i++)
         if (!strcmp(v->part, model_part_name((PartId)i))) o->part = (PartId)i;
-    o->paths = (ModelPaths){
-        .model = v->model,
-        .part = {[PART_TRANSFORMER] = v->diffusion_model, [PART_CLIP_L] = v->clip_l,
-                 [PART_T5] = v->t5xxl, [PART_VAE] = v->vae},
-        .distill = v->distill, .distill_path = v->distill,
-    };
-    return (cmd_weight_type(v->type, &o->type, err) && convert_format(v->output, &o->format, err) &&
+    o->paths = v->names.paths;
+    return (cmd_weight_type(v->names.type, &o->type, err) &&
+            convert_format(v->output, &o->format, err) &&
             convert_check_type(o->format, o->type, err)) ||
            err_prefix(err, "%s", cmd->command->name);
 }

@@ -22,16 +22,16 @@ static const char *schedule_name(int i) {
 #define V(f) FIELD(GenerateValues, f)
 
 static const Option options[] = {
-    {.name = "model", .letter = 'm', .kind = OPT_TEXT, V(names.model), .value = "PATH", .group = "model",
+    {.name = "model", .letter = 'm', .kind = OPT_TEXT, V(names.paths.model), .value = "PATH",
+     .group = "model",
      .help = "A diffusers folder, a single checkpoint (.safetensors, .gguf), or nano (the model that "
              "Kiln ships, found from any folder). A bare name is looked up in KILN_MODELS."},
-    {.name = "diffusion-model", .kind = OPT_TEXT, V(names.diffusion_model), .value = "FILE",
+    {.name = "diffusion-model", .kind = OPT_TEXT, PART_FIELD(GenerateValues, PART_TRANSFORMER),
+     .value = "FILE",
      .help = "The transformer alone, in place of the model's; with --clip-l, --t5xxl and --vae no -m "
              "is needed."},
-    {.name = "clip-l", .kind = OPT_TEXT, V(names.clip_l), .value = "FILE", .help = "The CLIP-L text encoder."},
-    {.name = "t5xxl", .kind = OPT_TEXT, V(names.t5xxl), .value = "FILE", .help = "The T5-XXL text encoder."},
-    {.name = "vae", .kind = OPT_TEXT, V(names.vae), .value = "FILE", .help = "The autoencoder."},
-    {.name = "distill", .kind = OPT_MAYBE, V(names.distill), .value = "PATH",
+    PART_OPTIONS(GenerateValues),
+    {.name = "distill", .kind = OPT_MAYBE, V(names.paths.distill), .value = "PATH",
      .help = "A distilled T5-Base (with its projection to 4096) in place of T5-XXL."},
     {.name = "dummy", .kind = OPT_MAYBE, V(names.dummy), .value = "NAME",
      .help = "The whole pipeline with synthetic weights, no files needed: flux-dev (when no name is "
@@ -156,7 +156,7 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
     const GenerateValues *v = values;
     if (!check(cmd, v, err)) return false;
     bool text = text_model_given(&v->names);
-    if (!text && !model_has_parts(v->names.model, &text, err)) return false;
+    if (!text && !model_has_parts(v->names.paths.model, &text, err)) return false;
     if (text)
         return refuse_given(cmd, of_nano, COUNT_OF(of_nano), "a model that takes --prompt", err) &&
                generate_text(cmd, v, err);

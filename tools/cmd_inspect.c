@@ -9,7 +9,7 @@
 #define V(f) FIELD(InspectValues, f)
 
 static const Option options[] = {
-    {.name = "PATH", .kind = OPT_TEXT, V(names.model), .operand = true,
+    {.name = "PATH", .kind = OPT_TEXT, V(names.paths.model), .operand = true,
      .help = "A weight file (.safetensors, .gguf, a PyTorch checkpoint), a diffusers folder, or "
              "nano (the shipped model)."},
     {.name = "tensors", .kind = OPT_FLAG, V(tensors), .group = "file",
@@ -19,14 +19,11 @@ static const Option options[] = {
              "flux-schnell."},
     {.name = "dummy-scale", .kind = OPT_TEXT, V(names.dummy_scale), .value = "1/N", .says = "1",
      .help = "With --dummy: narrower and shallower by this, 1/1 to 1/64."},
-    {.name = "diffusion-model", .kind = OPT_TEXT, V(names.diffusion_model), .value = "FILE",
+    {.name = "diffusion-model", .kind = OPT_TEXT, PART_FIELD(InspectValues, PART_TRANSFORMER),
+     .value = "FILE",
      .help = "Parts in files of their own, as `kiln generate` takes them."},
-    {.name = "clip-l", .kind = OPT_TEXT, V(names.clip_l), .value = "FILE",
-     .help = "The CLIP-L text encoder."},
-    {.name = "t5xxl", .kind = OPT_TEXT, V(names.t5xxl), .value = "FILE",
-     .help = "The T5-XXL text encoder."},
-    {.name = "vae", .kind = OPT_TEXT, V(names.vae), .value = "FILE", .help = "The autoencoder."},
-    {.name = "distill", .kind = OPT_MAYBE, V(names.distill), .value = "PATH",
+    PART_OPTIONS(InspectValues),
+    {.name = "distill", .kind = OPT_MAYBE, V(names.paths.distill), .value = "PATH",
      .help = "A distilled T5-Base in place of T5-XXL; without PATH: which files are expected."},
     {.name = "type", .kind = OPT_TEXT, V(names.type), .value = "TYPE", .group = "plan",
      .says = "as in the file", .help = "Type of the weights on the device."},

@@ -177,14 +177,14 @@ static bool print_result(NanoJob *n, const NanoPipeline *p, const char *model, E
 bool generate_nano(Cmd *cmd, const GenerateValues *v, Error *err) {
     NanoJob n = {.job = job_new(cmd->mem), .cmd = cmd};
     generate_common(cmd, v, n.job);
-    char *path = model_path(cmd->mem, v->names.model, err);
+    char *path = model_path(cmd->mem, v->names.paths.model, err);
     n.dev = path ? cmd_open_device(cmd, err) : NULL;
     NanoPipeline *p = n.dev ? nano_open(cmd->mem, n.dev, path, DT_F32, err) : NULL;
     n.job->parameters.model = path ? mem_strdup(n.job, path) : NULL;
     n.config = p ? nano_config(p) : NULL;
     bool ok = p && plan_job(cmd, v, &n, err) && make(&n, p, err);
     if (ok) generate_say(cmd, n.job, dev_info(n.dev)->id);
-    if (ok && v->common.json) ok = print_result(&n, p, v->names.model, err);
+    if (ok && v->common.json) ok = print_result(&n, p, v->names.paths.model, err);
     nano_close(p);
     if (n.dev) dev_close(n.dev);
     job_free(n.job);

@@ -118,7 +118,7 @@ static void found_file(Inspected *in) {
 bool inspect_open(Cmd *cmd, const InspectValues *v, Inspected *in, Error *err) {
     *in = (Inspected){0};
     DType type;
-    const char *path = v->names.model;
+    const char *path = v->names.paths.model;
     char *index = path ? os_path_join(cmd->mem, path, "model_index.json") : NULL;
     if ((index && os_path_kind(index) == PATH_FILE) || text_model_given(&v->names)) {
         ModelParts *model = text_model_parts(cmd, &v->names, &type, err);
@@ -146,7 +146,7 @@ static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, Ins
                       Error *err) {
     Device *dev = cmd_open_device(cmd, err);
     if (!dev) return false;
-    char *path = model_path(cmd->mem, v->names.model, err);
+    char *path = model_path(cmd->mem, v->names.paths.model, err);
     NanoPipeline *p = path ? nano_open(cmd->mem, dev, path, DT_F32, err) : NULL;
     bool ok = p != NULL;
     int size = p ? nano_config(p)->size : 0;

@@ -8,18 +8,20 @@ static DType compute_type(const char *precision) {
 }
 
 static bool names_parts(const TextModelNames *n) {
-    return n->diffusion_model || n->clip_l || n->t5xxl || n->vae || n->distill;
+    bool any = n->paths.distill;
+    for (int i = 0; i < PART_COUNT; i++) any = any || n->paths.part[i];
+    return any;
 }
 
 bool text_model_given(const TextModelNames *n) { return n->dummy || names_parts(n); }
 
 bool text_model_check(const Cmd *cmd, const TextModelNames *n, const char *model, Error *err) {
-    if (!n->model && !text_model_given(n))
+    if (!n->paths.model && !text_model_given(n))
         return cmd_usage(cmd, err, "expected %s, found none; try `kiln help %s`", model,
                          cmd->command->name);
-    if (n->dummy && n->model)
+    if (n->dummy && n->paths.model)
         return cmd_usage(cmd, err, "--dummy: expected no %s beside it, found %.100s", model,
-                         n->model);
+                         n->paths.model);
     if (n->dummy && names_parts(n))
         return cmd_usage(cmd, err, "--dummy: expected no files of parts beside it, found some");
     if (n->dummy_scale && !n->dummy)
@@ -36,17 +38,8 @@ ModelParts *text_model_parts(Cmd *cmd, const TextModelNames *n, DType *type, Err
         err_prefix(err, "%s", cmd->command->name);
         return NULL;
     }
-    const ModelPaths paths = {
-        .model = n->model,
-        .part = {[PART_TRANSFORMER] = n->diffusion_model,
-                 [PART_CLIP_L] = n->clip_l,
-                 [PART_T5] = n->t5xxl,
-                 [PART_VAE] = n->vae},
-        .distill = n->distill,
-        .distill_path = n->distill && *n->distill ? n->distill : NULL,
-    };
     return dummy ? pipeline_dummy_open(cmd->mem, dummy, divisor, *type)
-                 : model_parts_open(cmd->mem, &paths, err);
+                 : model_parts_open(cmd->mem, &n->paths, err);
 }
 
 bool text_model_open(Cmd *cmd, const TextModelNames *names, const char *precision, TextModel *out,

@@ -8,12 +8,21 @@
 
 // The values of the options that name a model; NULL: not given.
 typedef struct TextModelNames {
-    const char *model; // -m; inspect's PATH
-    const char *diffusion_model, *clip_l, *t5xxl, *vae;
-    const char *distill, *dummy; // "": without a value
-    const char *dummy_scale;     // "1/16"; NULL: 1
-    const char *type;            // NULL: as in the file
+    ModelPaths paths;        // model: -m, inspect's PATH
+    const char *dummy;       // "": without a value
+    const char *dummy_scale; // "1/16"; NULL: 1
+    const char *type;        // NULL: as in the file
 } TextModelNames;
+
+// The rows that read alike everywhere; T has `TextModelNames names`.
+#define PART_FIELD(T, part_id) FIELD(T, names.paths.part[part_id])
+#define PART_OPTIONS(T)                                                                          \
+    {.name = "clip-l", .kind = OPT_TEXT, PART_FIELD(T, PART_CLIP_L), .value = "FILE",            \
+     .help = "The CLIP-L text encoder."},                                                        \
+    {.name = "t5xxl", .kind = OPT_TEXT, PART_FIELD(T, PART_T5), .value = "FILE",                 \
+     .help = "The T5-XXL text encoder."},                                                        \
+    {.name = "vae", .kind = OPT_TEXT, PART_FIELD(T, PART_VAE), .value = "FILE",                  \
+     .help = "The autoencoder."}
 
 bool text_model_given(const TextModelNames *names); // parts or a dummy, beside `model`
 // Usage errors: nothing named, a dummy beside files. `model`: what that option is called.
