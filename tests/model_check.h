@@ -59,4 +59,23 @@ static inline Stack *stage_open(void *parent, Device *dev, const StackSpec *spec
     return s;
 }
 
+// In a test: at full size a model has so many tensors and numbers, and from 1/1 to 1/64 of it (`preset`,
+// of `divisor`) is one that runs and for which `holds`, of `c`.
+#define CHECK_PRESETS(Config, model, preset, tensors, numbers, holds)        \
+    do {                                                                     \
+        void *scope = mem_new(NULL, 1);                                      \
+        Error err = {0};                                                     \
+        for (int divisor = 1; divisor <= 64; divisor++) {                    \
+            Config c = preset;                                               \
+            CHECK(model##_check_config(&c, &err));                           \
+            assert_true(holds);                                              \
+            if (divisor > 1) continue;                                       \
+            int count;                                                       \
+            const BindWant *wants = model##_wants(scope, &c, &count);        \
+            assert_int_equal(count, tensors);                                \
+            assert_true(wants_parameters(wants, count) == (numbers));        \
+        }                                                                    \
+        mem_free(scope);                                                     \
+    } while (0)
+
 #endif

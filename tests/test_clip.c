@@ -60,22 +60,11 @@ static void states_are_those_of_transformers(void **state) {
         }
 }
 
+// The tensors of a full-size CLIP-L, and of the small ones, are consistent.
 static void presets_hold_what_they_say(void **state) {
     (void)state;
-    void *scope = mem_new(NULL, 1);
-    ClipConfig c;
-    Error err = {0};
-    int count;
-    c = clip_preset(1);
-    const BindWant *wants = clip_wants(scope, &c, &count);
-    int64_t n = wants_parameters(wants, count);
-    assert_true(n == 123060480); // CLIP-L's text encoder
-    for (int divisor = 1; divisor <= 64; divisor++) {
-        c = clip_preset(divisor);
-        CHECK(clip_check_config(&c, &err));
-        assert_true(c.dim == 64 * c.heads && c.layers >= 1);
-    }
-    mem_free(scope);
+    CHECK_PRESETS(ClipConfig, clip, clip_preset(divisor), 2 + 12 * 16 + 2, 123060480,
+                  c.dim == 64 * c.heads && c.layers >= 1);
 }
 
 static void wrong_files_are_told(void **state) {
