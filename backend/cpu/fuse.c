@@ -34,40 +34,51 @@ static bool rows_of_y(const OpCall *product, const TensorRef *y, int64_t *elemen
            w->stride[1] == K && K == y->shape[y->ndim - 1] && from % row == 0;
 }
 
-// The products that read what `first` decodes; false: something else reads it, or what it is decoded
-// from changes before the last of them.
-static bool try_fuse(const Program *prog, int first, const bool *packs, Fused *fused) {
+// May the products that read what `first` decodes take it packed? No: something else reads it, or what
+// it is decoded from changes before the last of them. *end: the first step that cannot read it.
+static bool may_fuse(const Program *prog, int first, const bool *packs, int *end) {
     const OpCall *c = &prog->steps[first].call;
-    const TensorRef *w = &c->t[dequant_w], *y = &c->t[dequant_y], *scale = &c->t[dequant_scale];
+    const Range w = range_of(&c->t[dequant_w]), scale = range_of(&c->t[dequant_scale]),
+                y = range_of(&c->t[dequant_y]);
     bool changed = false;
     for (int i = first + 1; i < prog->count; i++) {
         const BoundStep *s = &prog->steps[i];
         int64_t element;
-        if (step_meets(s, range_of(y), false)) {
-            if (changed || !packs[i] || !rows_of_y(&s->call, y, &element)) return false;
-            fused[i].packed = (PackedRows){
-                w->dtype, (const uint8_t *)ref_data(w) + dtype_bytes(w->dtype, (uint64_t)element),
-                ref_has(scale) ? (const float *)ref_data(scale) : NULL};
-        }
-        if (step_meets(s, range_of(y), true)) break;
-        changed = changed || step_meets(s, range_of(w), true) || step_meets(s, range_of(scale), true);
+        if (step_meets(s, y, false) &&
+            (changed || !packs[i] || !rows_of_y(&s->call, &c->t[dequant_y], &element)))
+            return false;
+        *end = i + 1;
+        if (step_meets(s, y, true)) break;
+        changed = changed || step_meets(s, w, true) || step_meets(s, scale, true);
+    }
+    return true;
+}
+
+static void fuse(const Program *prog, int first, int end, Fused *fused) {
+    const OpCall *c = &prog->steps[first].call;
+    const TensorRef *w = &c->t[dequant_w], *y = &c->t[dequant_y], *scale = &c->t[dequant_scale];
+    for (int i = first + 1; i < end; i++) {
+        const BoundStep *s = &prog->steps[i];
+        int64_t element;
+        if (!step_meets(s, range_of(y), false) || !rows_of_y(&s->call, y, &element)) continue;
+        const uint8_t *rows = (const uint8_t *)ref_data(w) + dtype_bytes(w->dtype, (uint64_t)element);
+        fused[i].packed =
+            (PackedRows){w->dtype, rows, ref_has(scale) ? (const float *)ref_data(scale) : NULL};
     }
     fused[first].skip = true;
-    return true;
 }
 
 Fused *fuse_dequant(Program *prog, const bool *packs) {
     Fused *fused = MEM_ARRAY(prog, Fused, MAX(prog->count, 1));
-    Fused *trial = MEM_ARRAY(fused, Fused, MAX(prog->count, 1));
     bool any = false;
     for (int i = 0; i < prog->count; i++) {
         const BoundStep *s = &prog->steps[i];
-        if (s->call.op != OP_DEQUANT || !s->internal || s->call.t[dequant_y].dtype != DT_BF16) continue;
-        memset(trial, 0, sizeof *trial * (size_t)prog->count);
-        if (!try_fuse(prog, i, packs, trial)) continue;
+        int end = i + 1;
+        if (s->call.op != OP_DEQUANT || !s->internal || s->call.t[dequant_y].dtype != DT_BF16 ||
+            !may_fuse(prog, i, packs, &end))
+            continue;
+        fuse(prog, i, end, fused);
         any = true;
-        for (int k = i; k < prog->count; k++)
-            if (trial[k].skip || trial[k].packed.data) fused[k] = trial[k];
     }
     if (any) return fused;
     mem_free(fused);
