@@ -213,9 +213,10 @@ uint64_t buf_size(const Buffer *buf) { return buf->size; }
 static bool check_range(const Buffer *buf, uint64_t offset, uint64_t size, Error *err) {
     if (!check_alive(buf->dev, err)) return false;
     if (offset <= buf->size && size <= buf->size - offset) return true;
-    return err_failed(err, "buffer %s: expected a range inside %llu bytes, found %llu at %llu; this is a defect",
-                      buf->name, (unsigned long long)buf->size, (unsigned long long)size,
-                      (unsigned long long)offset);
+    return err_failed(
+        err, "buffer %s: expected a range inside %llu bytes, found %llu at %llu; this is a defect",
+        buf->name, (unsigned long long)buf->size, (unsigned long long)size,
+        (unsigned long long)offset);
 }
 
 bool dev_write(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err) {

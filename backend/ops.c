@@ -87,10 +87,10 @@ static const char *shape_text(char out[96], int ndim, const int64_t *dims) {
 
 static bool bad_operand(const OpCall *call, int operand, Error *err, const char *expected,
                         const char *found) {
-    return err_failed(err, "%s %s%s%soperand %s: expected %s, found %s; this is a defect in the model's graph",
-                      op_info[call->op].name, call->label ? "(" : "", call->label ? call->label : "",
-                      call->label ? ") " : "", op_info[call->op].operand[operand].name, expected,
-                      found);
+    return err_failed(
+        err, "%s %s%s%soperand %s: expected %s, found %s; this is a defect in the model's graph",
+        op_info[call->op].name, call->label ? "(" : "", call->label ? call->label : "",
+        call->label ? ") " : "", op_info[call->op].operand[operand].name, expected, found);
 }
 
 bool want_rank(const OpCall *call, int operand, int ndim, Error *err) {

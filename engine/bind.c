@@ -333,7 +333,8 @@ static bool read_conv(const BoundWeight *b, int64_t first, int64_t end, uint8_t 
         ok = read_plain(b, o * inner, (o + 1) * inner, row, err);
         for (int64_t i = 0; ok && i < channels; i++)
             for (int64_t s = 0; s < spatial; s++)
-                memcpy(turned + (size_t)(s * channels + i) * size, row + (size_t)(i * spatial + s) * size, size);
+                memcpy(turned + (size_t)(s * channels + i) * size,
+                       row + (size_t)(i * spatial + s) * size, size);
         int64_t from = MAX(first, o * inner), to = MIN(end, (o + 1) * inner);
         memcpy(out + (size_t)(from - first) * size, turned + (size_t)(from - o * inner) * size,
                (size_t)(to - from) * size);

@@ -40,8 +40,9 @@ enum { MAX_NAME = 65535, MAX_LISTED = 16, MAX_META = 100000, MAX_HEADER = 48 << 
 
 static bool cut(Reader *r) {
     if (r->size == MAX_HEADER)
-        return err_failed(r->err, "%s: expected a GGUF header of at most %d MiB, found more; the file is damaged "
-                          "or hostile", r->path, MAX_HEADER >> 20);
+        return err_failed(r->err,
+                          "%s: expected a GGUF header of at most %d MiB, found more; the file is "
+                          "damaged or hostile", r->path, MAX_HEADER >> 20);
     return err_failed(r->err, "%s: expected more of the GGUF header at byte %zu, found the end; the "
                       "file is cut or damaged", r->path, r->at);
 }

@@ -73,7 +73,9 @@ static bool bad_shape(Graph *g, int ndim, const int64_t *shape) {
     for (int i = 0; ok && i < ndim; i++)
         ok = shape[i] >= 1 && shape[i] <= UINT32_MAX && mul_size(n, (uint64_t)shape[i], &n) &&
              n < UINT64_MAX / 16;
-    if (!ok) g_fail(g, "tensor: expected up to 6 dimensions from 1 to 2^32 - 1, found others; take another size");
+    if (!ok)
+        g_fail(g, "tensor: expected up to 6 dimensions from 1 to 2^32 - 1, found others; take "
+                  "another size");
     return !ok;
 }
 

@@ -122,10 +122,10 @@ typedef struct KilnModelOptions { // {0}: all defaults
     int dummy_divisor;       // narrower and shallower by it; 0: 1
 } KilnModelOptions;
 
-// `path`: a model file (or a diffusers folder), a folder with model.safetensors, or a bare name that is looked up in the
-// folder KILN_MODELS, beside the program and in Kiln's data folder ("nano": the shipped model). The
-// file's header is checked here; weights are read when they are first needed. Keep the file as it
-// is until the model is closed. `options` may be NULL.
+// `path`: a model file (or a diffusers folder), a folder with model.safetensors, or a bare name
+// that is looked up in the folder KILN_MODELS, beside the program and in Kiln's data folder
+// ("nano": the shipped model). The file's header is checked here; weights are read when they are
+// first needed. Keep the file as it is until the model is closed. `options` may be NULL.
 typedef struct KilnModel KilnModel;
 KILN_API KilnModel *kiln_model_open(KilnContext *ctx, const char *path,
                                     const KilnModelOptions *options, KilnError *err);

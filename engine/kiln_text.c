@@ -114,11 +114,14 @@ static bool generate(KilnModel *m, const KilnRequest *r, KilnImages *images, Err
     FluxRequest f;
     FluxPlan p;
     Image image;
-    if (!translate(m, r, &cancel, &image, &f, err) || !flux_pipeline_plan(m->flux, &f, 0, &p, err)) return false;
+    if (!translate(m, r, &cancel, &image, &f, err) || !flux_pipeline_plan(m->flux, &f, 0, &p, err))
+        return false;
     Watch watch = {&r->callbacks, "load", os_seconds()};
-    if (r->callbacks.progress) f.events = (FluxEvents){.stage = on_stage, .progress = on_progress, .user = &watch};
+    if (r->callbacks.progress)
+        f.events = (FluxEvents){.stage = on_stage, .progress = on_progress, .user = &watch};
     size_t picture = (size_t)3 * (size_t)f.width * (size_t)f.height;
-    size_t latent = (size_t)flux_pipeline_info(m->flux).channels * (size_t)(f.width / 8) * (size_t)(f.height / 8);
+    size_t latent = (size_t)flux_pipeline_info(m->flux).channels * (size_t)(f.width / 8) *
+                    (size_t)(f.height / 8);
     void *scratch = mem_new(images, 1);
     float *x = MEM_ARRAY(scratch, float, (size_t)f.count * picture);
     float *z = MEM_ARRAY(scratch, float, (size_t)f.count * latent);

@@ -17,7 +17,8 @@ typedef struct Opened {
 
 // ---- recognition --------------------------------------------------------------------------------
 
-static bool wrong_kind(const char *what, const char *expected, const Weights *w, const char *kind, Error *err) {
+static bool wrong_kind(const char *what, const char *expected, const Weights *w, const char *kind,
+                       Error *err) {
     if (kind) {
         const char *hint = architecture_hint(kind);
         return err_failed(err, "%s: expected %s, found %s; %s", what, expected, architecture_title(kind),

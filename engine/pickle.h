@@ -2,9 +2,9 @@
 // Nothing is ever executed: a call is a node that holds its name and arguments, and names that the
 // caller has not allowed are refused.
 //
-// Memory is bounded by the size of the pickle, PICKLE_MAX_VALUES and PICKLE_MAX_ITEMS. A tree may share nodes and, in
-// a hostile file, hold itself: walkers bound their depth and the number of nodes they visit.
-// Thread-safety: a tree that was read is never changed.
+// Memory is bounded by the size of the pickle, PICKLE_MAX_VALUES and PICKLE_MAX_ITEMS. A tree may
+// share nodes and, in a hostile file, hold itself: walkers bound their depth and the number of
+// nodes they visit. Thread-safety: a tree that was read is never changed.
 #ifndef KILN_ENGINE_PICKLE_H
 #define KILN_ENGINE_PICKLE_H
 

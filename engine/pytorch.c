@@ -8,7 +8,9 @@
 #include "engine/zip.h"
 
 // Names that checkpoints use, and what they mean here; all others are refused.
-typedef enum { IS_DICT, IS_TENSOR_V2, IS_TENSOR_V3, IS_PARAMETER, IS_STORAGE, IS_UNTYPED, IS_DTYPE, IS_OTHER } Meaning;
+typedef enum {
+    IS_DICT, IS_TENSOR_V2, IS_TENSOR_V3, IS_PARAMETER, IS_STORAGE, IS_UNTYPED, IS_DTYPE, IS_OTHER
+} Meaning;
 static const struct { const char *name; Meaning meaning; DType dtype; } globals[] = {
     {"collections.OrderedDict", IS_DICT, 0},
     {"torch._utils._rebuild_tensor_v2", IS_TENSOR_V2, 0},
@@ -158,8 +160,9 @@ static bool add_tensor(Reader *r, const char *name, const PickleValue *call) {
     int strides = 0;
     uint64_t count = 0;
     const ZipMember *member = NULL;
-    if (!ints(args->item[2], MAX_DIMS, &t.ndim, t.shape) || !ints(args->item[3], MAX_DIMS, &strides, stride) ||
-        strides != t.ndim || args->item[1]->kind != PICKLE_INT || args->item[1]->i < 0)
+    if (!ints(args->item[2], MAX_DIMS, &t.ndim, t.shape) ||
+        !ints(args->item[3], MAX_DIMS, &strides, stride) || strides != t.ndim ||
+        args->item[1]->kind != PICKLE_INT || args->item[1]->i < 0)
         return bad_tensor(r, name, "another form of shape");
     if (!find_storage(r, name, args->item[0], dtype, &t.dtype, &count, &member) ||
         !weight_measure(r->path, &t, r->err))
@@ -188,7 +191,8 @@ static bool collect(Reader *r, const PickleValue *dict, const char *prefix, int 
                               r->path, MAX_VISITED);
         const PickleValue *key = dict->item[i], *value = dict->item[i + 1];
         if (key->kind != PICKLE_TEXT || (!is_tensor(value) && !is_dict(value))) continue;
-        if (strlen(prefix) + key->bytes > 4096) return bad_tensor(r, prefix, "a name of more than 4096 bytes");
+        if (strlen(prefix) + key->bytes > 4096)
+            return bad_tensor(r, prefix, "a name of more than 4096 bytes");
         r->name_bytes += strlen(prefix) + key->bytes;
         if (r->name_bytes > MAX_NAME_BYTES)
             return err_failed(r->err, "%s: expected names of at most %d MiB in all, found more; the file is "

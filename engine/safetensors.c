@@ -161,8 +161,8 @@ static bool check_count(const char *header, uint64_t n, const char *path, Error 
         values += header[i] == ',' || header[i] == '[';
     }
     return (braces <= ST_MAX_TENSORS + 2 && values <= 12 * ST_MAX_TENSORS) ||
-           err_failed(err, "%s: expected at most %d tensors in the header, found more; the file is damaged or "
-                      "hostile", path, ST_MAX_TENSORS);
+           err_failed(err, "%s: expected at most %d tensors in the header, found more; the file is "
+                      "damaged or hostile", path, ST_MAX_TENSORS);
 }
 
 static bool parse_file(StFile *f, Error *err) {

@@ -20,7 +20,8 @@ static bool upload_scales(const Unit *u, UploadGoOn *go_on, void *user, Error *e
 
 // ---- preparing ----------------------------------------------------------------------------------
 
-static bool allocate(Stack *s, int blocks, const uint64_t *bytes, const char *what, Buffer ***out, Error *err) {
+static bool allocate(Stack *s, int blocks, const uint64_t *bytes, const char *what, Buffer ***out,
+                     Error *err) {
     *out = MEM_ARRAY(s, Buffer *, MAX(blocks, 1));
     for (int i = 0; i < blocks; i++)
         if (!((*out)[i] = buf_new(s->dev, bytes[i], what, err))) return false;

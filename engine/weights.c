@@ -63,8 +63,9 @@ static bool check_disjoint(const char *path, const WeightList *list, Error *err)
 
 bool weight_list_room(const char *path, uint64_t tensors, Error *err) {
     return tensors <= WEIGHTS_MAX_TENSORS ||
-           err_failed(err, "%s: expected at most %d tensors, found %llu; the file is damaged or hostile", path,
-                      WEIGHTS_MAX_TENSORS, (unsigned long long)tensors);
+           err_failed(err,
+                      "%s: expected at most %d tensors, found %llu; the file is damaged or hostile",
+                      path, WEIGHTS_MAX_TENSORS, (unsigned long long)tensors);
 }
 
 bool weight_list_check(const char *path, WeightList *list, uint64_t size, bool disjoint, Error *err) {
@@ -160,7 +161,9 @@ static bool is_web_page(const uint8_t *d, size_t n) {
     while (at < n && strchr(" \t\r\n", d[at]) && d[at]) at++;
     for (size_t i = 0; i < COUNT_OF(starts); i++) {
         size_t k = 0;
-        while (starts[i][k] && at + k < n && (d[at + k] | (starts[i][k] > 0x40 ? 0x20 : 0)) == starts[i][k]) k++;
+        while (starts[i][k] && at + k < n &&
+               (d[at + k] | (starts[i][k] > 0x40 ? 0x20 : 0)) == starts[i][k])
+            k++;
         if (!starts[i][k]) return true;
     }
     return false;

@@ -171,8 +171,8 @@ bool zip_check(const char *path, const ZipMember *m, Error *err) {
         at += n;
     }
     return !m->crc || crc == m->crc ||
-           err_failed(err, "%s: %.100s: expected data with the checksum %08x, found %08x; the file is damaged, "
-                      "download it again", path, m->name, (unsigned)m->crc, (unsigned)crc);
+           err_failed(err, "%s: %.100s: expected data with the checksum %08x, found %08x; the file is "
+                      "damaged, download it again", path, m->name, (unsigned)m->crc, (unsigned)crc);
 }
 
 const ZipMember *zip_find(const Zip *zip, const char *name) {

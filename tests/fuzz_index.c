@@ -51,7 +51,8 @@ static void write_model(void) {
         char *name = mem_printf(scope, "m-%05d-of-%05d.safetensors", k + 1, SHARDS);
         tiny_write(mem_printf(scope, "%s/transformer/%s", root, name), f.t, cut[k], cut[k + 1]);
         for (int i = cut[k]; i < cut[k + 1]; i++)
-            sound_index = mem_printf(scope, "%s%s\"%s\": \"%s\"", sound_index, i ? ", " : "", f.t[i].name, name);
+            sound_index = mem_printf(scope, "%s%s\"%s\": \"%s\"", sound_index, i ? ", " : "",
+                                     f.t[i].name, name);
     }
     sound_index = mem_printf(scope, "%s}}", sound_index);
     write_part(PART_CLIP_L, "text_encoder/model.safetensors");

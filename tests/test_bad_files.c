@@ -231,7 +231,8 @@ static void pickle_bombs(void **state) {
 
 static void hostile_zips(void **state) {
     (void)state;
-    static const char *const names[] = {"../m/data.pkl", "/m/data.pkl", "m/../data.pkl", "m\\data.pkl", "C:data.pkl"};
+    static const char *const names[] = {"../m/data.pkl", "/m/data.pkl", "m/../data.pkl",
+                                        "m\\data.pkl", "C:data.pkl"};
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         ZipFile *z = zip_new();
         zip_put(z, names[i], BYTES("\x80\x02}."));
@@ -427,8 +428,10 @@ static void hostile_safetensors(void **state) {
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 7, "cut or damaged"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 9, "1 more bytes"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
-         "\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12, "overlapping"},
-        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0, "fits in memory"},
+         "\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}",
+         12, "overlapping"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0,
+         "fits in memory"},
         {"{\"a\":{\"dtype\":\"X1\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "a type such as"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, "whole sizes"},
         {"{\"a\":1,\"a\":2}", 0, "each name once"},
@@ -447,8 +450,9 @@ static void hostile_safetensors(void **state) {
 
 static void hostile_indices(void **state) {
     (void)state;
-    static const char shard[] = "H\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}"
-                                "                  \0\0\0\0\0\0\0\0";
+    static const char shard[] =
+        "H\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}"
+        "                  \0\0\0\0\0\0\0\0";
     put_file("s-1.safetensors", shard, 8 + 72 + 8);
     put_file("cut-1.safetensors", shard, 60);
     assert_true(os_make_dirs(at("dir.safetensors"), NULL));
@@ -466,7 +470,8 @@ static void hostile_indices(void **state) {
         {"", "JSON"},
     };
     for (size_t i = 0; i < COUNT_OF(indices); i++)
-        expect_bad_bytes("x.safetensors.index.json", indices[i].json, strlen(indices[i].json), indices[i].part);
+        expect_bad_bytes("x.safetensors.index.json", indices[i].json, strlen(indices[i].json),
+                         indices[i].part);
 }
 
 // ---- all ----------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ static void lab_open(Lab *l, DType type, int threads) {
     uint64_t bytes = dtype_bytes(type, (uint64_t)N * K);
     void *packed = malloc(bytes);
     for (int i = 0; i < N * K; i++) f[i] = (float)((uint32_t)i * 2654435761u >> 8) * 0x1p-24f - 0.5f;
-    for (int i = 0; i < M * K; i++) b[i] = bf16_from_f32((float)((uint32_t)i * 40503u >> 4 & 1023) * 0x1p-10f - 0.5f);
+    for (int i = 0; i < M * K; i++)
+        b[i] = bf16_from_f32((float)((uint32_t)i * 40503u >> 4 & 1023) * 0x1p-10f - 0.5f);
     quant_encode(type, f, packed, N * K);
     const struct { Buffer **at; uint64_t size; const void *data; } buffers[] = {
         {&l->x, (uint64_t)M * K * 2, b}, {&l->w, bytes, packed}, {&l->scale, 4, &(float){0.37f}},
@@ -42,7 +43,8 @@ static void lab_open(Lab *l, DType type, int threads) {
     for (size_t i = 0; i < COUNT_OF(buffers); i++) {
         *buffers[i].at = buf_new(l->dev, buffers[i].size, "test", &err);
         assert_non_null(*buffers[i].at);
-        if (buffers[i].data) assert_true(dev_write(*buffers[i].at, 0, buffers[i].data, buffers[i].size, &err));
+        if (buffers[i].data)
+            assert_true(dev_write(*buffers[i].at, 0, buffers[i].data, buffers[i].size, &err));
         else assert_true(dev_fill(*buffers[i].at, 0, buffers[i].size / 4 * 4, 0x7fc07fc0u, &err));
     }
     free(f), free(b), free(packed);
@@ -108,7 +110,8 @@ static void test_bits(void **state) {
         assert_true(dev_fill(l.y, 0, sizeof apart->y, 0x7fc07fc0u, NULL));
         assert_true(dev_fill(l.decoded, 0, sizeof apart->seen, 0x7fc07fc0u, NULL)); // nobody needs it
         run(&l, s, steps_of(&l, type, i % 2, true, false, s), fused);
-        if (memcmp(apart->y, fused->y, sizeof apart->y) || memcmp(apart->part, fused->part, sizeof apart->part))
+        if (memcmp(apart->y, fused->y, sizeof apart->y) ||
+            memcmp(apart->part, fused->part, sizeof apart->part))
             fail_msg("%s: other bits from packed weights", dtype_name(type));
         assert_int_equal(fused->skipped, has_tiles(&l));
         if (i == 0 && !has_tiles(&l)) print_message("no AMX here: nothing is fused\n");

@@ -42,7 +42,8 @@ static const KindCase kinds[] = {
     {"Stable Diffusion XL (SDXL);", "sd_xl_base.safetensors",
      {{"model.diffusion_model.input_blocks.0.0.weight", 4, {320, 4, 3, 3}},
       {"model.diffusion_model.label_emb.0.0.weight", 2, {4, 2816}},
-      {"conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight", 2, {4, 768}},
+      {"conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight", 2,
+       {4, 768}},
       {"conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight", 2, {4, 1280}}}},
     {"Stable Diffusion XL (SDXL);", "unet",
      {{"add_embedding.linear_1.weight", 2, {4, 2816}}, {"conv_in.weight", 4, {320, 4, 3, 3}}}},
@@ -55,9 +56,11 @@ static const KindCase kinds[] = {
       {"model.diffusion_model.input_blocks.1.1.time_mixer.mix_factor", 1, {1}}}},
     {"Stable Diffusion 3;", "sd3_medium.safetensors",
      {{"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", 2, {4, 1536}},
-      {"model.diffusion_model.pos_embed", 3, {1, 4, 1536}}, {"first_stage_model.decoder.conv_in.weight", 4, {4, 16, 3, 3}}}},
+      {"model.diffusion_model.pos_embed", 3, {1, 4, 1536}},
+      {"first_stage_model.decoder.conv_in.weight", 4, {4, 16, 3, 3}}}},
     {"Stable Diffusion 3;", "transformer",
-     {{"transformer_blocks.0.attn.add_q_proj.weight", 2, {4, 1536}}, {"pos_embed.proj.weight", 4, {4, 16, 2, 2}}}},
+     {{"transformer_blocks.0.attn.add_q_proj.weight", 2, {4, 1536}},
+      {"pos_embed.proj.weight", 4, {4, 16, 2, 2}}}},
     {"Stable Cascade;", "stage_c.safetensors",
      {{"clip_txt_mapper.weight", 2, {4, 1280}}, {"clip_txt_pooled_mapper.weight", 2, {4, 1280}}}},
     {"PixArt;", "transformer",
@@ -78,24 +81,31 @@ static const KindCase kinds[] = {
     {"Qwen-Image;", "qwen_image.safetensors",
      {{"transformer_blocks.0.img_mod.1.weight", 2, {4, 3072}}, {"img_in.weight", 2, {3072, 64}}}},
     {"Z-Image;", "z_image.safetensors",
-     {{"noise_refiner.0.attention.qkv.weight", 2, {4, 3840}}, {"layers.0.adaLN_modulation.0.weight", 2, {4, 256}}}},
+     {{"noise_refiner.0.attention.qkv.weight", 2, {4, 3840}},
+      {"layers.0.adaLN_modulation.0.weight", 2, {4, 256}}}},
     {"Z-Image;", "transformer", {{"noise_refiner.0.attention.to_q.weight", 2, {4, 3840}}}},
     {"Lumina 2;", "lumina_2.safetensors",
-     {{"noise_refiner.0.attention.qkv.weight", 2, {4, 2304}}, {"layers.0.adaLN_modulation.1.weight", 2, {4, 1024}}}},
+     {{"noise_refiner.0.attention.qkv.weight", 2, {4, 2304}},
+      {"layers.0.adaLN_modulation.1.weight", 2, {4, 1024}}}},
     {"Wan;", "wan2.1.safetensors",
      {{"head.modulation", 3, {1, 2, 1536}}, {"patch_embedding.weight", 5, {4, 16, 1, 2, 2}},
       {"blocks.0.cross_attn.k.weight", 2, {4, 1536}}}},
     {"Wan;", "transformer",
-     {{"condition_embedder.text_embedder.linear_1.weight", 2, {4, 4096}}, {"patch_embedding.weight", 5, {4, 16, 1, 2, 2}},
+     {{"condition_embedder.text_embedder.linear_1.weight", 2, {4, 4096}},
+      {"patch_embedding.weight", 5, {4, 16, 1, 2, 2}},
       {"blocks.0.attn2.to_q.weight", 2, {4, 5120}}}},
     {"LTX Video;", "ltx.safetensors",
-     {{"model.diffusion_model.patchify_proj.weight", 2, {4, 128}}, {"model.diffusion_model.adaln_single.linear.weight", 2, {4, 4}}}},
-    {"Sana;", "transformer", {{"caption_norm.weight", 1, {2240}}, {"patch_embed.proj.weight", 4, {4, 32, 1, 1}}}},
+     {{"model.diffusion_model.patchify_proj.weight", 2, {4, 128}},
+      {"model.diffusion_model.adaln_single.linear.weight", 2, {4, 4}}}},
+    {"Sana;", "transformer",
+     {{"caption_norm.weight", 1, {2240}}, {"patch_embed.proj.weight", 4, {4, 32, 1, 1}}}},
     {"FLUX.2;", "flux2-dev.safetensors",
-     {{"single_stream_modulation.lin.weight", 2, {4, 6144}}, {"double_blocks.0.img_attn.qkv.weight", 2, {4, 6144}},
+     {{"single_stream_modulation.lin.weight", 2, {4, 6144}},
+      {"double_blocks.0.img_attn.qkv.weight", 2, {4, 6144}},
       {"single_blocks.0.linear1.weight", 2, {4, 6144}}}},
     {"Chroma;", "chroma.safetensors",
-     {{"distilled_guidance_layer.in_proj.weight", 2, {4, 64}}, {"double_blocks.0.img_attn.qkv.weight", 2, {4, 3072}},
+     {{"distilled_guidance_layer.in_proj.weight", 2, {4, 64}},
+      {"double_blocks.0.img_attn.qkv.weight", 2, {4, 3072}},
       {"single_blocks.0.linear1.weight", 2, {4, 3072}}}},
     {"FLUX.1 Fill;", "flux1-fill-dev.safetensors",
      {{"img_in.weight", 2, {3072, 384}}, {"double_blocks.0.img_attn.qkv.weight", 2, {4, 3072}},
@@ -103,26 +113,32 @@ static const KindCase kinds[] = {
     {"FLUX.1 Canny or Depth;", "transformer",
      {{"x_embedder.weight", 2, {3072, 128}}, {"transformer_blocks.0.attn.add_q_proj.weight", 2, {4, 3072}},
       {"single_transformer_blocks.0.proj_mlp.weight", 2, {4, 3072}}}},
-    {"FLUX.1 Redux;", "flux1-redux-dev.safetensors", {{"redux_up.weight", 2, {12288, 4}}, {"redux_down.weight", 2, {4, 4}}}},
+    {"FLUX.1 Redux;", "flux1-redux-dev.safetensors",
+     {{"redux_up.weight", 2, {12288, 4}}, {"redux_down.weight", 2, {4, 4}}}},
     {"bitsandbytes (NF4 or FP4); take", "flux1-dev-bnb-nf4.safetensors",
      {{"double_blocks.0.img_attn.qkv.weight", 2, {1024, 1}}, {"single_blocks.0.linear1.weight", 2, {1024, 1}},
       {"double_blocks.0.img_attn.qkv.weight.quant_state.bitsandbytes__nf4", 1, {80}}}},
     {"SVDQuant (Nunchaku); take", "svdq-int4-flux.1-dev.safetensors",
-     {{"transformer_blocks.0.qkv_proj.qweight", 2, {16, 16}}, {"transformer_blocks.0.qkv_proj.smooth_factor", 1, {16}}}},
+     {{"transformer_blocks.0.qkv_proj.qweight", 2, {16, 16}},
+      {"transformer_blocks.0.qkv_proj.smooth_factor", 1, {16}}}},
     {"a LoRA;", "kohya.safetensors",
      {{"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", 2, {16, 3072}},
       {"lora_unet_double_blocks_0_img_attn_proj.lora_up.weight", 2, {4, 16}}, {"lora_unet_x.alpha", 0, {0}}}},
     {"a LoRA;", "peft.safetensors",
      {{"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", 2, {16, 3072}},
       {"transformer.single_transformer_blocks.0.attn.to_q.lora_B.weight", 2, {4, 16}}}},
-    {"a LoRA;", "loha.safetensors", {{"lora_unet_x.hada_w1_a", 2, {4, 4}}, {"lora_unet_x.hada_w1_b", 2, {4, 4}}}},
-    {"a ControlNet;", "control_v11p.safetensors", {{"control_model.input_hint_block.0.weight", 4, {16, 3, 3, 3}}}},
+    {"a LoRA;", "loha.safetensors",
+     {{"lora_unet_x.hada_w1_a", 2, {4, 4}}, {"lora_unet_x.hada_w1_b", 2, {4, 4}}}},
+    {"a ControlNet;", "control_v11p.safetensors",
+     {{"control_model.input_hint_block.0.weight", 4, {16, 3, 3, 3}}}},
     {"a ControlNet;", "controlnet",
      {{"controlnet_cond_embedding.conv_in.weight", 4, {16, 3, 3, 3}},
       {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", 2, {320, 768}}}},
     {"a ControlNet;", "flux-controlnet",
-     {{"controlnet_blocks.0.weight", 2, {4, 3072}}, {"transformer_blocks.0.attn.add_q_proj.weight", 2, {4, 3072}},
-      {"single_transformer_blocks.0.proj_mlp.weight", 2, {4, 3072}}, {"controlnet_x_embedder.weight", 2, {4, 64}}}},
+     {{"controlnet_blocks.0.weight", 2, {4, 3072}},
+      {"transformer_blocks.0.attn.add_q_proj.weight", 2, {4, 3072}},
+      {"single_transformer_blocks.0.proj_mlp.weight", 2, {4, 3072}},
+      {"controlnet_x_embedder.weight", 2, {4, 64}}}},
     {"an IP-Adapter;", "ip-adapter.safetensors",
      {{"ip_adapter.1.to_k_ip.weight", 2, {4, 768}}, {"image_proj.proj.weight", 2, {4, 1024}}}},
     {"a T2I-Adapter;", "t2i-adapter", {{"adapter.body.0.resnets.0.block1.weight", 4, {4, 4, 3, 3}}}},
@@ -131,24 +147,29 @@ static const KindCase kinds[] = {
     {"a motion module", "mm_sd.safetensors",
      {{"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", 1, {320}}}},
     {"a textual-inversion embedding;", "easynegative.safetensors", {{"emb_params", 2, {8, 768}}}},
-    {"a textual-inversion embedding;", "xl-embedding.safetensors", {{"clip_g", 2, {8, 1280}}, {"clip_l", 2, {8, 768}}}},
+    {"a textual-inversion embedding;", "xl-embedding.safetensors",
+     {{"clip_g", 2, {8, 1280}}, {"clip_l", 2, {8, 768}}}},
     {"CLIP-G", "clip_g.safetensors",
      {{"text_model.embeddings.token_embedding.weight", 2, {4, 1280}},
       {"text_model.encoder.layers.0.self_attn.q_proj.weight", 2, {4, 1280}}}},
     {"CLIP-G", "open_clip.safetensors",
-     {{"token_embedding.weight", 2, {4, 1280}}, {"transformer.resblocks.0.attn.in_proj_weight", 2, {4, 1280}}}},
+     {{"token_embedding.weight", 2, {4, 1280}},
+      {"transformer.resblocks.0.attn.in_proj_weight", 2, {4, 1280}}}},
     {"CLIP-H", "text_encoder",
      {{"text_model.embeddings.token_embedding.weight", 2, {4, 1024}},
       {"text_model.encoder.layers.0.self_attn.q_proj.weight", 2, {4, 1024}}}},
     {"a CLIP image encoder;", "clip_vision.safetensors",
-     {{"vision_model.encoder.layers.0.self_attn.q_proj.weight", 2, {4, 1280}}, {"visual_projection.weight", 2, {4, 1280}}}},
+     {{"vision_model.encoder.layers.0.self_attn.q_proj.weight", 2, {4, 1280}},
+      {"visual_projection.weight", 2, {4, 1280}}}},
     {"a UMT5 text encoder;", "umt5_xxl.safetensors",
      {{"encoder.block.0.layer.0.SelfAttention.q.weight", 2, {4, 4096}},
       {"encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight", 2, {32, 64}}}},
     {"a language model;", "model.safetensors",
      {{"model.embed_tokens.weight", 2, {4, 3584}}, {"model.layers.0.self_attn.q_proj.weight", 2, {4, 3584}}}},
-    {"a language model;", "llama.gguf", {{"token_embd.weight", 2, {4, 4096}}, {"blk.0.attn_norm.weight", 1, {4096}}}},
-    {"a video autoencoder;", "wan_2.1_vae.safetensors", {{"decoder.middle.0.residual.0.gamma", 4, {384, 1, 1, 1}}}},
+    {"a language model;", "llama.gguf",
+     {{"token_embd.weight", 2, {4, 4096}}, {"blk.0.attn_norm.weight", 1, {4096}}}},
+    {"a video autoencoder;", "wan_2.1_vae.safetensors",
+     {{"decoder.middle.0.residual.0.gamma", 4, {384, 1, 1, 1}}}},
     {"an upscaler;", "4x-UltraSharp.safetensors",
      {{"model.0.weight", 4, {64, 3, 3, 3}}, {"model.1.sub.0.RDB1.conv1.0.weight", 4, {32, 64, 3, 3}}}},
     {"a CLIP text encoder; give it with --clip-l", "clip_l.safetensors",
@@ -157,7 +178,8 @@ static const KindCase kinds[] = {
     {"a T5 encoder; give it with --t5xxl", "t5xxl_fp16.safetensors",
      {{"encoder.block.0.layer.0.SelfAttention.q.weight", 2, {4, 4096}}, {"shared.weight", 2, {4, 4096}}}},
     {"an autoencoder; give it with --vae", "ae.safetensors",
-     {{"decoder.conv_in.weight", 4, {512, 16, 3, 3}}, {"decoder.mid.block_1.conv1.weight", 4, {4, 512, 3, 3}}}},
+     {{"decoder.conv_in.weight", 4, {512, 16, 3, 3}},
+      {"decoder.mid.block_1.conv1.weight", 4, {4, 512, 3, 3}}}},
     {"Nano-Sora;", "nano.safetensors",
      {{"y_embedder.embedding_table.weight", 2, {11, 4}}, {"x_embedder.proj.weight", 4, {4, 3, 2, 2}}}},
     {"tensors of no known model (a first)", "unknown.safetensors", {{"a", 1, {4}}, {"b", 1, {4}}}},
@@ -200,7 +222,8 @@ static void kinds_are_known_by_name(void **state) {
         expect_refused(&(ModelPaths){.model = path}, path, k->title);
         for (int part = 0; part < PART_COUNT; part++) {
             static const char *const hints[PART_COUNT] = {"", "--clip-l", "--t5xxl", "--vae"};
-            static const char *const options[PART_COUNT] = {"--diffusion-model", "--clip-l", "--t5xxl", "--vae"};
+            static const char *const options[PART_COUNT] = {
+                "--diffusion-model", "--clip-l", "--t5xxl", "--vae"};
             ModelPaths paths = {0};
             paths.part[part] = path;
             if (*hints[part] && strstr(k->title, hints[part])) continue; // it is that part
@@ -215,8 +238,10 @@ static void pipelines_are_known_by_name(void **state) {
         {"StableDiffusionPipeline", NULL, "Stable Diffusion 1;"},
         {"StableDiffusionPipeline", "{\"cross_attention_dim\": 1024}", "Stable Diffusion 2;"},
         {"StableDiffusionXLPipeline", "{\"cross_attention_dim\": 2048}", "Stable Diffusion XL (SDXL);"},
-        {"StableDiffusionXLImg2ImgPipeline", "{\"cross_attention_dim\": 1280}", "Stable Diffusion XL refiner;"},
-        {"StableDiffusionXLImg2ImgPipeline", "{\"cross_attention_dim\": 2048}", "Stable Diffusion XL (SDXL);"},
+        {"StableDiffusionXLImg2ImgPipeline", "{\"cross_attention_dim\": 1280}",
+         "Stable Diffusion XL refiner;"},
+        {"StableDiffusionXLImg2ImgPipeline", "{\"cross_attention_dim\": 2048}",
+         "Stable Diffusion XL (SDXL);"},
         {"StableDiffusion3Pipeline", NULL, "Stable Diffusion 3;"},
         {"StableCascadeCombinedPipeline", NULL, "Stable Cascade;"},
         {"PixArtSigmaPipeline", NULL, "PixArt;"},
@@ -281,7 +306,8 @@ static void expect_taken(const Change *c, TinyPart p) {
         t[n++] = (WeightTensor){.name = c->extra[i], .dtype = DT_F32, .ndim = 1, .shape = {3}, .bytes = 12};
     char *path = at("changed.safetensors");
     tiny_write(path, t, 0, n);
-    ModelPaths paths = {.part = {at("0.safetensors"), at("1.safetensors"), at("2.safetensors"), at("3.safetensors")}};
+    ModelPaths paths = {.part = {at("0.safetensors"), at("1.safetensors"),
+                                 at("2.safetensors"), at("3.safetensors")}};
     paths.part[c->id] = path;
     ModelParts *parts = model_parts_open(world.scope, &paths, &err);
     CHECK(parts != NULL);
@@ -306,16 +332,20 @@ static void layouts_are_taken(void **state) {
         {.id = PART_TRANSFORMER, .prefix = "model."},
         {.id = PART_TRANSFORMER, .prefix = "transformer."},
         {.id = PART_TRANSFORMER, .prefix = "diffusion_model."},
-        {.id = PART_TRANSFORMER, .prefix = "model.diffusion_model.", .extra = {"model.diffusion_model.scaled_fp8"}},
+        {.id = PART_TRANSFORMER, .prefix = "model.diffusion_model.",
+         .extra = {"model.diffusion_model.scaled_fp8"}},
         {.id = PART_TRANSFORMER, .extra = {"scaled_fp8", "double_blocks.0.img_mod.lin.input_scale",
                                            "single_blocks.0.linear1.scale_input"}},
         {.id = PART_CLIP_L, .drop = "text_model."},
-        {.id = PART_CLIP_L, .extra = {"text_model.embeddings.position_ids", "logit_scale", "text_projection.weight"}},
-        {.id = PART_CLIP_L, .extra = {"text_projection", "vision_model.post_layernorm.weight", "visual_projection.weight"}},
+        {.id = PART_CLIP_L, .extra = {"text_model.embeddings.position_ids", "logit_scale",
+                                    "text_projection.weight"}},
+        {.id = PART_CLIP_L, .extra = {"text_projection", "vision_model.post_layernorm.weight",
+                                    "visual_projection.weight"}},
         {.id = PART_CLIP_L, .prefix = "clip_l.transformer."},
         {.id = PART_CLIP_L, .prefix = "text_encoders.clip_l.transformer."},
         {.id = PART_T5, .from = "shared.weight", .to = "encoder.embed_tokens.weight"},
-        {.id = PART_T5, .extra = {"encoder.embed_tokens.weight", "decoder.final_layer_norm.weight", "lm_head.weight",
+        {.id = PART_T5, .extra = {"encoder.embed_tokens.weight",
+                               "decoder.final_layer_norm.weight", "lm_head.weight",
                                   "spiece_model", "logit_scale"}},
         {.id = PART_T5, .prefix = "t5xxl.transformer."},
         {.id = PART_VAE, .prefix = "vae."},
@@ -346,13 +376,15 @@ static void wrong_tensors_are_listed(void **state) {
             const ModelPart part = {.weights = w};
             bool taken = opens((PartId)id, &part, &err);
             // What tells the kind or the sizes is asked for by name; all others are listed.
-            if (i < p.n - 1 && (taken || !strstr(err.text, "expected"))) fail_msg("without %s: %s", p.t[i].name, err.text);
+            if (i < p.n - 1 && (taken || !strstr(err.text, "expected")))
+                fail_msg("without %s: %s", p.t[i].name, err.text);
             weights_close(w);
         }
         WeightTensor more[200];
         memcpy(more, p.t, sizeof *more * (size_t)p.n);
         for (int i = 0; i < 12; i++)
-            more[p.n + i] = (WeightTensor){.name = mem_printf(world.scope, "bogus.%02d", i), .dtype = DT_F32, .bytes = 4};
+            more[p.n + i] = (WeightTensor){.name = mem_printf(world.scope, "bogus.%02d", i),
+                                            .dtype = DT_F32, .bytes = 4};
         tiny_write(path, more, 0, p.n + 12);
         Weights *w = weights_open(world.scope, path, &err);
         CHECK(w != NULL);
@@ -371,7 +403,8 @@ static void wrong_tensors_are_listed(void **state) {
 #define FAR_BYTES ((uint64_t)5 << 30)
 
 // A file with a hole of FAR_BYTES between `head` and `tail`; false where the disk takes none.
-static bool write_sparse(const char *path, const void *head, size_t head_bytes, const void *tail, size_t tail_bytes) {
+static bool write_sparse(const char *path, const void *head, size_t head_bytes, const void *tail,
+                         size_t tail_bytes) {
     int f = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
     if (f < 0) return false;
     off_t end = (off_t)(head_bytes + FAR_BYTES);
@@ -403,7 +436,8 @@ static void far_safetensors(void **state) {
     int n = snprintf(head + 8, sizeof head - 8,
                      "{\"big\":{\"dtype\":\"F32\",\"shape\":[1280,1048576],\"data_offsets\":[0,%llu]},"
                      "\"last\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[%llu,%llu]}}",
-                     (unsigned long long)FAR_BYTES, (unsigned long long)FAR_BYTES, (unsigned long long)FAR_BYTES + 8);
+                     (unsigned long long)FAR_BYTES, (unsigned long long)FAR_BYTES,
+                     (unsigned long long)FAR_BYTES + 8);
     uint64_t length = (uint64_t)n;
     memcpy(head, &length, 8);
     char *path = at("far-00001-of-00001.safetensors");
@@ -442,11 +476,13 @@ static void far_gguf(void **state) {
 // {"big": storage 0, "last": storage 1}: sizes and offsets in 64 bits.
 static void far_pytorch(void **state) {
     (void)state;
-#define STORAGE(key, count) "((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" key "X\3\0\0\0cpu" count "tQK\0"
+#define STORAGE(key, count) \
+    "((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" key "X\3\0\0\0cpu" count "tQK\0"
 #define REBUILD "ctorch._utils\n_rebuild_tensor_v2\n"
     static const char pickle[] =
         "\x80\x02}(X\3\0\0\0big" REBUILD STORAGE("0", "\x8a\x08\0\0\0\x50\0\0\0\0")
-        "\x8a\x08\0\0\0\x50\0\0\0\0\x85K\1\x85\x89}tRX\4\0\0\0last" REBUILD STORAGE("1", "K\2") "K\2\x85K\1\x85\x89}tRu.";
+        "\x8a\x08\0\0\0\x50\0\0\0\0\x85K\1\x85\x89}tRX\4\0\0\0last"
+        REBUILD STORAGE("1", "K\2") "K\2\x85K\1\x85\x89}tRu.";
     static const float tail[2] = {1.5f, -2};
     ZipFile *z = MEM_NEW(world.scope, ZipFile);
     z->use64 = true;

@@ -263,7 +263,8 @@ static void test_parts_of_a_pass(void **state) {
     uint64_t moved = stack_moved(s);
     for (int first = 6; first >= 2; first -= 2) {
         CHECK(stack_run(s, &(StackPass){.first = first, .count = 2, .more = true}, &err));
-        for (int i = first; i < first + 2; i++) moved += stack_unit_resident(s, i) ? 0 : stack_unit_bytes(s, i);
+        for (int i = first; i < first + 2; i++)
+            moved += stack_unit_resident(s, i) ? 0 : stack_unit_bytes(s, i);
         assert_int_equal(stack_moved(s), moved);
     }
     start(toy);
@@ -355,7 +356,8 @@ typedef struct Faulty {
 
 static bool read_faulty(void *user, int index, uint64_t offset, void *out, uint64_t bytes, Error *err) {
     Faulty *f = user;
-    if (atomic_fetch_add(&f->reads, 1) + 1 == f->fail_at) return err_failed(err, "disk: expected data, found a bad sector; replace it");
+    if (atomic_fetch_add(&f->reads, 1) + 1 == f->fail_at)
+        return err_failed(err, "disk: expected data, found a bad sector; replace it");
     return weights_read(f->from, f->tensor[index], offset, out, bytes, err);
 }
 

@@ -42,7 +42,8 @@ static World *world_new(void) {
     StWriter *st = st_writer(x);
     for (int i = 0; i < COUNT; i++) {
         st_put_fill(st, tensors[i].name, DT_BF16, tensors[i].ndim, tensors[i].shape, fill, NULL);
-        x->want[i] = (BindWant){.name = tensors[i].name, .ndim = tensors[i].ndim, .layout = tensors[i].layout};
+        x->want[i] = (BindWant){
+            .name = tensors[i].name, .ndim = tensors[i].ndim, .layout = tensors[i].layout};
         memcpy(x->want[i].shape, tensors[i].shape, sizeof tensors[i].shape);
     }
     CHECK(st_write(st, x->path, &err));
@@ -115,7 +116,8 @@ static void test_types(void **state) {
         CHECK(upload_weights(item, COUNT, add, &moved, &err));
         assert_int_equal(moved, bytes);
         if (!before) print_message("SKIP: mapped memory is not known here\n");
-        else if (mapped() > before + (4 << 20)) fail_msg("%d MiB stay mapped", (int)((mapped() - before) >> 20));
+        else if (mapped() > before + (4 << 20))
+            fail_msg("%d MiB stay mapped", (int)((mapped() - before) >> 20));
         check_items(item);
         items_free(item);
     }

@@ -124,7 +124,8 @@ static void reads_pytorch(void **state) {
     expect_golden("tensors.pt", "pt", "pytorch", 12);
     Weights *w = weights_open(NULL, GOLDEN "tensors.pt", &err);
     CHECK(w != NULL);
-    assert_ptr_equal(weights_data(w, weights_find(w, "b.tied")), weights_data(w, weights_find(w, "b.tied_too")));
+    assert_ptr_equal(weights_data(w, weights_find(w, "b.tied")),
+                     weights_data(w, weights_find(w, "b.tied_too")));
     assert_null(weights_data(w, weights_find(w, "a.transposed")));
     weights_close(w);
 }
@@ -369,7 +370,8 @@ static void put_text(Bytes *b, const char *text) {
     put64(b, strlen(text));
     put(b, text, strlen(text));
 }
-static void put_tensor(Bytes *b, const char *name, uint64_t columns, uint64_t rows, uint32_t type, uint64_t at) {
+static void put_tensor(Bytes *b, const char *name, uint64_t columns, uint64_t rows, uint32_t type,
+                       uint64_t at) {
     put_text(b, name);
     put32(b, 2);
     put64(b, columns);
@@ -393,7 +395,9 @@ static void refuse_gguf(Bytes b, const char *part) {
 
 static void hostile_gguf(void **state) {
     (void)state;
-    static const struct { const char *a, *b; uint64_t columns, rows; uint32_t type; uint64_t at; const char *part; } t[] = {
+    static const struct {
+        const char *a, *b; uint64_t columns, rows; uint32_t type; uint64_t at; const char *part;
+    } t[] = {
         {"x", "x", 8, 1, 0, 32, "twice"},
         {"x", "y", 8, 1, 0, 0, "overlapping"},
         {"x", "y", 33, 1, 8, 32, "whole q8_0 blocks"},

@@ -35,8 +35,9 @@ static inline TinyPart tiny_vae(void *parent, KlNames names) {
 }
 
 static inline TinyPart tiny_part(void *parent, PartId id) {
-    FluxConfig flux = {.in_channels = 16, .out_channels = 16, .heads = 1, .head_dim = 32, .dim = 32, .mlp = 16,
-                       .doubles = 1, .singles = 1, .text_dim = 8, .pooled_dim = 12, .guidance = true};
+    FluxConfig flux = {.in_channels = 16, .out_channels = 16, .heads = 1, .head_dim = 32, .dim = 32,
+                       .mlp = 16, .doubles = 1, .singles = 1, .text_dim = 8, .pooled_dim = 12,
+                       .guidance = true};
     ClipConfig clip = {.vocab = 16, .positions = 77, .dim = 12, .heads = 1, .layers = 1, .ff = 8};
     T5Config t5 = {.vocab = 16, .dim = 8, .heads = 1, .head_dim = 8, .layers = 1, .ff = 8, .gated = true,
                    .buckets = 32};

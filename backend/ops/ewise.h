@@ -18,7 +18,8 @@
 #define EW_SQRT 12     // square root
 #define EW_COUNT 13
 
-#define EWISE_OPERANDS(IN, OPT, OUT, OPT_OUT, RW, OPT_RW) IN(ewise, x) OPT(ewise, y) OPT(ewise, z) OUT(ewise, o)
+#define EWISE_OPERANDS(IN, OPT, OUT, OPT_OUT, RW, OPT_RW)                                          \
+    IN(ewise, x) OPT(ewise, y) OPT(ewise, z) OUT(ewise, o)
 #define EWISE_FIELDS \
     U32 kind; /* EW_* */ \
     U32 act;  /* ACT_*, for EW_ACT and EW_ACT_BWD */ \
