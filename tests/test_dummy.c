@@ -107,23 +107,34 @@ static void test_ranges(void **state) {
     }
 }
 
+// Seconds that reading BYTES of `w` takes (NULL: copying them), at best: a machine may be busy.
+enum { BYTES = 32 << 20 };
+static double seconds_of(const Weights *w, uint64_t bytes, uint8_t *out) {
+    double best = 1e30;
+    for (int i = 0; i < 3; i++) {
+        Error err = {0};
+        double start = os_seconds();
+        if (w) CHECK(weights_read(w, weights_at(w, 0), 0, out, bytes, &err));
+        else memcpy(out, out + BYTES, BYTES);
+        best = fmin(best, os_seconds() - start);
+    }
+    return best;
+}
+
 static void test_speed(void **state) {
     (void)state;
-    enum { BYTES = 32 << 20 };
     BindWant want = {.name = "big.weight", .ndim = 2, .shape = {BYTES / 4096, 4096}};
-    uint8_t *out = mem_new(NULL, BYTES);
-    memset(out, 1, BYTES);
+    uint8_t *out = mem_new(NULL, 2 * BYTES);
+    memset(out, 1, 2 * BYTES);
+    double copy = BYTES / seconds_of(NULL, BYTES, out);
+    print_message("    a copy    %.2f GB/s\n", copy * 1e-9);
     for (size_t k = 0; k < COUNT_OF(types); k++) {
         Weights *w = dummy_weights(NULL, "dummy", &want, 1, types[k], 7);
         const WeightTensor *t = weights_at(w, 0);
         uint64_t bytes = MIN(t->bytes, BYTES);
-        double start = os_seconds();
-        Error err = {0};
-        CHECK(weights_read(w, t, 0, out, bytes, &err));
-        double seconds = os_seconds() - start;
-        print_message("    %-9s %.2f GB/s\n", dtype_name(types[k]), (double)bytes / seconds * 1e-9);
-        assert_true((double)bytes / seconds >
-                    100e6); // also under sanitizers; plain builds: several GB/s
+        double speed = (double)bytes / seconds_of(w, bytes, out);
+        print_message("    %-9s %.2f GB/s\n", dtype_name(types[k]), speed * 1e-9);
+        assert_true(speed > copy / 50); // also under sanitizers; plain builds: a quarter of it, or more
         weights_close(w);
     }
     mem_free(out);

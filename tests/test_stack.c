@@ -441,7 +441,7 @@ static void test_reads_ahead(void **state) {
     for (int i = 0; i <= BLOCKS; i++) streamed += !stack_unit_resident(s, i);
     assert_true(streamed > 2 && pass >= streamed);
     CHECK(stack_run(s, &(StackPass){.more = true}, &err));
-    for (int i = 0; i < 1000 && f->reads < 2 * pass + 2 * PER_BLOCK; i++) os_sleep(0.01);
+    for (int i = 0; i < 6000 && f->reads < 2 * pass + 2 * PER_BLOCK; i++) os_sleep(0.01);
     assert_int_equal(f->reads, 2 * pass + 2 * PER_BLOCK); // the two slots, and no more
     os_sleep(0.02);
     assert_int_equal(f->reads, 2 * pass + 2 * PER_BLOCK);

@@ -342,14 +342,25 @@ static pid_t start_child(const Place *p, const char *out, int epochs) {
     _exit(127);
 }
 
-static int last_logged_step(void *parent, const char *out) {
+static int last_logged_step(const char *out) {
+    void *scope = mem_new(NULL, 1);
     size_t size;
-    char *path = os_path_join(parent, out, "log.jsonl");
-    char *log = (char *)os_read_file(parent, path, 1 << 24, &size, NULL);
+    char *path = os_path_join(scope, out, "log.jsonl");
+    char *log = (char *)os_read_file(scope, path, 1 << 24, &size, NULL);
     int step = 0;
     for (char *line = log; line && (line = strstr(line, "\"step\":")); line++)
         step = atoi(line + 7);
+    mem_free(scope);
     return step;
+}
+
+// Waits until the child has logged `step`, or has ended.
+static void wait_for_step(pid_t pid, const char *out, int step) {
+    siginfo_t ended = {0};
+    while (last_logged_step(out) < step && !ended.si_pid) {
+        os_sleep(0.001);
+        waitid(P_PID, (id_t)pid, &ended, WEXITED | WNOHANG | WNOWAIT);
+    }
 }
 
 static void kill_at_any_moment(void **state) {
@@ -359,16 +370,19 @@ static void kill_at_any_moment(void **state) {
     char *whole = os_path_join(p, p->root, "whole");
     double start = os_seconds();
     int status;
-    assert_int_equal(waitpid(start_child(p, whole, LONG), &status, 0) > 0 && status == 0, true);
-    double whole_seconds = os_seconds() - start;
+    pid_t pid = start_child(p, whole, LONG);
+    wait_for_step(pid, whole, 1);
+    double begin_seconds = os_seconds() - start; // until the first step
+    assert_int_equal(waitpid(pid, &status, 0) > 0 && status == 0, true);
 
     Rng rng;
     rng_seed(&rng, 3, 0);
     int64_t before = 0;
     int killed = 0;
     for (int k = 0; k < KILLS; k++) {
-        pid_t pid = start_child(p, p->out, LONG);
-        os_sleep(whole_seconds * 0.3 * rng_f64(&rng));
+        pid = start_child(p, p->out, LONG);
+        if (k % 4 == 3) os_sleep(begin_seconds * 1.5 * rng_f64(&rng)); // as it begins
+        else wait_for_step(pid, p->out, (int)before + 1 + (int)(24 * rng_f64(&rng)));
         kill(pid, SIGKILL);
         assert_int_equal(waitpid(pid, &status, 0), pid);
         if (!WIFSIGNALED(status)) {
@@ -377,7 +391,7 @@ static void kill_at_any_moment(void **state) {
         }
         killed++;
         int64_t newest = newest_whole(p->out); // and none is damaged
-        int logged = last_logged_step(p, p->out);
+        int logged = last_logged_step(p->out);
         assert_true(newest >= before);
         if (logged > newest + SAVE_STEPS)
             fail_msg("killed after step %d, but the newest checkpoint is %d", logged, (int)newest);

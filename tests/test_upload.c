@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "backend/os.h"
 #include "engine/safetensors.h"
@@ -98,7 +99,7 @@ static uint64_t mapped(void) {
     if (!f) return 0;
     if (fscanf(f, "%llu %llu %llu", &all, &resident, &files) != 3) files = 0;
     fclose(f);
-    return files * 4096;
+    return files * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static void test_types(void **state) {
@@ -164,7 +165,11 @@ static void test_stopping(void **state) {
     for (int at = 1; at <= 4; at++) {
         Error why = {0};
         Stop s = {.at = at};
-        assert_false(upload_weights(item, COUNT, stop, &s, &why));
+        // Asked once for each part that the caller moves: now and then the others leave it too few.
+        for (int tries = 0; tries < 100 && upload_weights(item, COUNT, stop, &s, &why); tries++) {
+            assert_in_range(s.calls, 1, at - 1);
+            s.calls = 0;
+        }
         assert_int_equal(why.status, STATUS_CANCELLED);
         assert_int_equal(s.calls, at); // not asked again
     }
