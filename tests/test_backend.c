@@ -441,7 +441,8 @@ static void test_cancel_inside_an_op(void **state) {
         buf_free(b);
         dev_close(dev);
         double freed = os_seconds() - start;
-        print_message("  %s: cancelled after %.2f s, free after %.2f, of %.0f\n", specs[i], took, freed, whole);
+        print_message("  %s: cancelled after %.2f s, free after %.2f, of %.0f\n", specs[i], took, freed,
+                      whole);
         assert_true(took < whole / 4 && freed < whole / 4);
     }
 }

@@ -199,7 +199,8 @@ static void long_prompts_are_chunks(void **state) {
 }
 
 // Seconds of the processor: other programs' do not count.
-static double encode_seconds(Tokenizer *t, const char *text, size_t n, int chunks, PromptTokens *p, bool *ok) {
+static double encode_seconds(Tokenizer *t, const char *text, size_t n, int chunks, PromptTokens *p,
+                             bool *ok) {
     Error err = {0};
     clock_t from = clock();
     *ok = prompt_encode(t, t, text, n, &(PromptOptions){.max_chunks = chunks}, p, &err);
