@@ -61,10 +61,9 @@ static bool check_parts(const FluxPipeline *p, Error *err) {
     const FluxConfig *c = &p->model->config;
     const ClipConfig *clip = &p->clip->config;
     VaeInfo vae = vae_info(p->vae);
-    int pooled = clip->projection ? clip->projection : clip->dim;
-    if (pooled != c->pooled_dim)
+    if (clip->dim != c->pooled_dim) // FLUX takes it as it is: not projected
         return err_failed(err, "model: expected a CLIP whose pooled text has %d numbers, found %d; "
-                          "FLUX.1 takes CLIP-L", c->pooled_dim, pooled);
+                          "FLUX.1 takes CLIP-L", c->pooled_dim, clip->dim);
     if (t5_width(&p->t5->config) > c->text_dim)
         return err_failed(err, "model: expected a T5 encoder of width %d, found %d", c->text_dim,
                           t5_width(&p->t5->config));

@@ -282,6 +282,19 @@ static void files_beside_the_picture(void **state) {
     mem_free(scope);
 }
 
+// FLUX takes CLIP's text as it is: a file that has a projection too, of any width, gives the same.
+static void projection_of_clip_is_not_used(void **state) {
+    (void)state;
+    StWriter *w = st_writer(NULL);
+    const TinyTensor *norm = world->tiny->tensor;
+    while (strcmp(norm->name, "text_model.final_layer_norm.weight")) norm++;
+    const int64_t shape[] = {8, norm->shape[0]};
+    tiny_put(world->tiny, w, "text_encoder", "", 0, 1);
+    st_put(w, "text_projection.weight", DT_F32, 2, shape, MEM_ARRAY(w, float, 8 * norm->shape[0]));
+    tiny_write(w, at("projected.safetensors"));
+    want_case("second", mem_printf(world, "%s --clip-l %s", model_of("second"), at("projected.safetensors")), "");
+}
+
 // A T5-Base without projection is taken, with a warning; alone it is not.
 static void distilled_without_projection(void **state) {
     (void)state;
@@ -500,6 +513,7 @@ int main(void) {
         cmocka_unit_test(vulkan_device),
         cmocka_unit_test(layouts_of_files),
         cmocka_unit_test(files_beside_the_picture),
+        cmocka_unit_test(projection_of_clip_is_not_used),
         cmocka_unit_test(distilled_without_projection),
         cmocka_unit_test(settings_in_the_picture),
         cmocka_unit_test(prompts_from_files),
