@@ -2,10 +2,11 @@
 //   text       CLIP-L's pooled state and T5's states of the prompt (and of the negative prompt)
 //   encode     image to image only: the picture's latents
 //   schedule   all that depends on timestep, guidance and pooled text, for every step
-//   transformer  one pass (two with classifier-free guidance) per step
+//   transformer  one pass (two with classifier-free guidance) per step and group of pictures
 //   decode     latents to pictures
 // Only one stage is on the device at a time; each is planned within the device's budget, and the
-// memory of all is known before the first begins.
+// memory of all is known before the first begins. Pictures are denoised in groups as large as saves
+// traffic of weights; a picture is the same in a group as alone.
 //
 // Thread-safety: used by the thread of its device.
 #ifndef KILN_ENGINE_PIPELINE_FLUX_H
@@ -38,7 +39,10 @@ typedef struct FluxEvents {
     // Arrays for --dump: "text.clip_l.pooled", "noise", "sigmas", ...
     bool (*array)(void *user, const char *name, int ndim, const int64_t *shape, const float *v,
                   Error *err);
-    // After each step: latents [C, h, w] of `picture`, and the clean latent it now heads for.
+    // The group of pictures first .. first + count - 1 begins to be denoised.
+    void (*group)(void *user, int first, int count);
+    // After each step, for each picture of the group in turn: latents [C, h, w] of `picture`, and the
+    // clean latent it now heads for.
     bool (*after_step)(void *user, int step, int picture, const float *latent, const float *clean,
                        Error *err);
     void *user;
@@ -49,6 +53,7 @@ typedef struct FluxRequest {
     size_t prompt_size, negative_size;
     int t5_tokens;                 // 0: the model's
     int count, width, height;      // pictures; multiples of 16; 0: 1024
+    int group;                     // pictures denoised at once, at most; 0: no more than pays
     uint64_t seed;                 // picture k uses seed + k
     NoiseKind rng;
     const float *noise;            // [count, C, height / 8, width / 8]; NULL: drawn from the seed
@@ -75,12 +80,15 @@ typedef struct FluxInfo {
 enum { FLUX_MAX_STAGES = 8, FLUX_DEFAULT_SIDE = 1024, FLUX_SIZE_STEP = 16, FLUX_MAX_SIDE = 8192 };
 
 typedef struct FluxStagePlan {
-    const char *name; // "text.clip_l", "text.t5xxl", "encode", "schedule", "transformer", "decode"
+    // "text.clip_l", "text.t5xxl", "encode", "schedule", "transformer", "transformer.rest" (where the last
+    // groups are smaller than the first), "decode"
+    const char *name;
     uint64_t resident_bytes, streamed_bytes, arena_bytes, peak_bytes;
     uint64_t moved_bytes_per_step; // uploaded per pass
     uint64_t weights_bytes;        // on the device: resident ones and slots
     int units, streamed_units;     // blocks (and head, tail); those that pass through the slots
     double flops;                  // per pass
+    int pictures;                  // "transformer", "transformer.rest": that a pass holds; else 0
 } FluxStagePlan;
 
 typedef struct FluxPlan {
@@ -89,6 +97,7 @@ typedef struct FluxPlan {
     int peak_stage;       // the one that takes most
     int prompts;          // 2 where the negative prompt counts
     int steps;            // that are run: fewer than the request's where it starts from a picture
+    int groups;           // of pictures, as even as can be, the larger ones first
     int tile_width, tile_height; // pixels, where a picture is decoded or encoded in tiles; else 0
     uint64_t peak_bytes, driver_bytes;
     double planning_ms;

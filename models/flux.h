@@ -134,7 +134,7 @@ FluxConditions *flux_conditions_read(void *parent, FluxSchedule *s, Error *err);
 // ---- step stage ---------------------------------------------------------------------------------
 
 typedef struct FluxStepShape {
-    int batch;   // B
+    int batch;   // B: pictures, one after the other in each unit, so that its weights move once for all
     int prompts; // 1: the whole batch shares one prompt; else B
     int text;    // Tt
     int tokens;  // Ti: image tokens

@@ -137,18 +137,27 @@ FluxConditions *flux_conditions_read(void *parent, FluxSchedule *s, Error *err) 
 
 // ---- step stage -------------------------------------------------------------------------------
 
-// What a unit's recording needs beside its weights.
+// What a unit's recording needs beside its weights. A unit is recorded for one picture after the other:
+// a picture of a batch has the bits that it has alone on every device, all share one picture's arena,
+// and its activations stay in caches; what a batch saves is the moving of weights.
 typedef struct Pass {
     const FluxStep *f;
     const FluxConfig *c;
     Graph *g;
-    int64_t batch, text, image, tokens; // tokens = text + image
+    int64_t picture;
+    int64_t text, image, tokens; // tokens = text + image
     DType compute;
-    Tensor *x;    // [B, T, D] f32, the state
-    Tensor *mods; // [P, 1, this unit's numbers]
+    Tensor *x;    // [1, T, D] f32, the state
+    Tensor *mods; // [1, 1, this unit's numbers]
 } Pass;
 
-static Tensor *mod(const Pass *p, int i) { // [P, 1, D]
+// The picture's part of a state tensor [B, ...], or the only one.
+static Tensor *own(const Pass *p, Param *param) {
+    Tensor *all = g_param(p->g, param);
+    return g_slice(all, 0, MIN(p->picture, all->shape[0] - 1), 1);
+}
+
+static Tensor *mod(const Pass *p, int i) { // [1, 1, D]
     return g_slice(p->mods, 2, (int64_t)i * p->c->dim, p->c->dim);
 }
 
@@ -165,18 +174,18 @@ static Tensor *head_norm(const Pass *p, Tensor *qkv, int which, Param *weight) {
                              .dtype = p->compute));
 }
 
-// q, k [B T, H, head] normed, qkv [B, T, 3 D]; the result has the type `type`.
+// q, k [T, H, head] normed, qkv [1, T, 3 D]; the result has the type `type`.
 static Tensor *attention(const Pass *p, Tensor *q, Tensor *k, Tensor *qkv, DType type) {
     int64_t heads = p->c->heads, width = p->c->head_dim;
     Tensor *table = g_param(p->g, p->f->rope);
-    q = g_reshape(q, DIMS(p->batch, p->tokens, heads, width));
-    k = g_reshape(k, DIMS(p->batch, p->tokens, heads, width));
+    q = g_reshape(q, DIMS(1, p->tokens, heads, width));
+    k = g_reshape(k, DIMS(1, p->tokens, heads, width));
     q = g_rope(p->g, ROPE(.x = q, .table = table, .dtype = p->compute));
     k = g_rope(p->g, ROPE(.x = k, .table = table, .dtype = p->compute));
-    Tensor *v = g_reshape(qkv, DIMS(p->batch, p->tokens, 3 * heads, width));
+    Tensor *v = g_reshape(qkv, DIMS(1, p->tokens, 3 * heads, width));
     v = g_slice(v, 2, 2 * heads, heads);
     Tensor *y = g_attn(p->g, ATTN(.q = q, .k = k, .v = v, .dtype = type));
-    return g_reshape(y, DIMS(p->batch, p->tokens, p->c->dim));
+    return g_reshape(y, DIMS(1, p->tokens, p->c->dim));
 }
 
 // Text stands first in the joint sequence; weights and modulations have the image first.
@@ -185,18 +194,15 @@ typedef struct Stream { int64_t start, count; Param *const *w; int mods; } Strea
 static Tensor *stream_of(const Stream *s, Tensor *t) { return g_slice(t, 1, s->start, s->count); }
 
 // Joint attention's queries (which 0) or keys (1) of both streams, in the order of the sequence: one
-// norm per stream and picture, each writing its place.
+// norm per stream, each writing its place.
 static Tensor *joint_heads(const Pass *p, const Stream *streams, Tensor *qkv, int which) {
-    int count = 0;
-    Tensor **part = MEM_ARRAY(p->g, Tensor *, 2 * p->batch);
-    for (int64_t b = 0; b < p->batch; b++)
-        for (int s = 0; s < 2; s++) {
-            Tensor *rows = stream_of(&streams[s], g_slice(qkv, 0, b, 1));
-            rows = g_reshape(rows, DIMS(streams[s].count, 3 * p->c->heads, p->c->head_dim));
-            part[count++] = head_norm(p, rows, which, streams[s].w[which ? STREAM_KEY_NORM
-                                                                         : STREAM_QUERY_NORM]);
-        }
-    return g_concat(p->g, 0, count, part);
+    Tensor *part[2];
+    for (int i = 0; i < 2; i++) {
+        const Stream *s = &streams[i];
+        Tensor *rows = g_reshape(stream_of(s, qkv), DIMS(s->count, 3 * p->c->heads, p->c->head_dim));
+        part[i] = head_norm(p, rows, which, s->w[which ? STREAM_KEY_NORM : STREAM_QUERY_NORM]);
+    }
+    return g_concat(p->g, 0, 2, part);
 }
 
 static void record_double(const Pass *p, Param *const *w) {
@@ -210,11 +216,11 @@ static void record_double(const Pass *p, Param *const *w) {
                                            .bias = s->w[STREAM_QKV_B], .compute = p->compute,
                                            .out = p->compute});
     }
-    Tensor *qkv = g_concat(p->g, 1, 2, part); // [B, T, 3 D]
+    Tensor *qkv = g_concat(p->g, 1, 2, part); // [1, T, 3 D]
     Tensor *q = joint_heads(p, streams, qkv, 0);
     Tensor *k = joint_heads(p, streams, qkv, 1);
     Tensor *y = attention(p, q, k, qkv, p->compute);
-    for (int i = 0; i < 2; i++) { // h [B, Ts, D] f32: x + gate * proj(y)
+    for (int i = 0; i < 2; i++) { // h [1, Ts, D] f32: x + gate * proj(y)
         const Stream *s = &streams[i];
         h[i] = g_linear(p->g, &(Linear){.x = stream_of(s, y), .weight = s->w[STREAM_PROJ_W],
                                         .bias = s->w[STREAM_PROJ_B], .compute = p->compute,
@@ -235,7 +241,6 @@ static void record_double(const Pass *p, Param *const *w) {
 
 static void record_single(const Pass *p, Param *const *w) {
     const FluxConfig *c = p->c;
-    int64_t rows = p->batch * p->tokens;
     Tensor *h = modulated(p, p->x, 0, p->compute);
     // One matrix holds the maps to queries, keys, values and to the MLP.
     Tensor *all = g_weight(p->g, w[SINGLE_LINEAR1_W], p->compute);
@@ -246,11 +251,11 @@ static void record_single(const Pass *p, Param *const *w) {
     Tensor *qkv = g_gemm(p->g, GEMM(.x = h, .w = w_qkv, .bias = b_qkv, .dtype = p->compute));
     Tensor *mlp = g_gemm(p->g, GEMM(.x = h, .w = w_mlp, .bias = b_mlp, .act = ACT_GELU,
                                     .dtype = wide(p->compute)));
-    Tensor *heads = g_reshape(qkv, DIMS(rows, 3 * c->heads, c->head_dim));
+    Tensor *heads = g_reshape(qkv, DIMS(p->tokens, 3 * c->heads, c->head_dim));
     Tensor *q = head_norm(p, heads, 0, w[SINGLE_QUERY_NORM]);
     Tensor *k = head_norm(p, heads, 1, w[SINGLE_KEY_NORM]);
     Tensor *y = attention(p, q, k, qkv, wide(p->compute));
-    Tensor *both = g_concat(p->g, 2, 2, (Tensor *[]){y, mlp}); // [B, T, D + M]
+    Tensor *both = g_concat(p->g, 2, 2, (Tensor *[]){y, mlp}); // [1, T, D + M]
     // Not in place: a product may write y before it reads the residual.
     Tensor *x = g_linear(p->g, &(Linear){.x = both, .weight = w[SINGLE_LINEAR2_W],
                                          .bias = w[SINGLE_LINEAR2_B], .compute = wide(p->compute),
@@ -260,16 +265,15 @@ static void record_single(const Pass *p, Param *const *w) {
 
 static void record_head(const Pass *p, Param *const *w) {
     Tensor *text = g_slice(p->x, 1, 0, p->text), *image = g_slice(p->x, 1, p->text, p->image);
-    Tensor *context = g_broadcast(g_param(p->g, p->f->context), 3, text->shape);
-    g_copy(p->g, COPY(.x = context, .y = text));
-    g_linear(p->g, &(Linear){.x = g_param(p->g, p->f->tokens_in), .weight = w[LIN_W],
+    g_copy(p->g, COPY(.x = own(p, p->f->context), .y = text));
+    g_linear(p->g, &(Linear){.x = own(p, p->f->tokens_in), .weight = w[LIN_W],
                              .bias = w[LIN_B], .y = image});
 }
 
 static void record_tail(const Pass *p, Param *const *w) {
     Tensor *h = modulated(p, g_slice(p->x, 1, p->text, p->image), 0, DT_F32);
     g_linear(p->g, &(Linear){.x = h, .weight = w[LIN_W], .bias = w[LIN_B],
-                             .y = g_param(p->g, p->f->velocity)});
+                             .y = own(p, p->f->velocity)});
 }
 
 static void record_step(void *user, Graph *g, const StackUnit *unit, Param *const *w) {
@@ -278,12 +282,14 @@ static void record_step(void *user, Graph *g, const StackUnit *unit, Param *cons
     static const int counts[] = {1, DOUBLE_MODS, SINGLE_MODS, TAIL_MODS};
     const FluxStep *f = user;
     const FluxConfig *c = &f->model->config;
-    Pass p = {.f = f, .c = c, .g = g, .batch = f->shape.batch, .text = f->shape.text,
-              .image = f->shape.tokens, .tokens = f->shape.text + (int64_t)f->shape.tokens,
-              .compute = f->shape.compute, .x = g_param(g, f->x)};
-    Tensor *mods = g_reshape(g_param(g, f->mods), DIMS(f->shape.prompts, 1, flux_mods(c)));
-    p.mods = g_slice(mods, 2, mods_of(c, unit->kind, unit->index), (int64_t)counts[unit->kind] * c->dim);
-    records[unit->kind](&p, w);
+    int64_t first = mods_of(c, unit->kind, unit->index), count = (int64_t)counts[unit->kind] * c->dim;
+    for (int k = 0; k < f->shape.batch; k++) {
+        Pass p = {.f = f, .c = c, .g = g, .picture = k, .text = f->shape.text, .image = f->shape.tokens,
+                  .tokens = f->shape.text + (int64_t)f->shape.tokens, .compute = f->shape.compute};
+        p.x = own(&p, f->x);
+        p.mods = g_reshape(g_slice(own(&p, f->mods), 1, first, count), DIMS(1, 1, count));
+        records[unit->kind](&p, w);
+    }
 }
 
 FluxStep *flux_step_new(void *parent, const FluxModel *m, Device *dev, const FluxStepShape *shape) {

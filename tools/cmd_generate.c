@@ -179,6 +179,7 @@ static void put_stages(JsonOut *w, const FluxPlan *plan, const FluxMeasured *m) 
     for (int i = 0; i < MIN(plan->stages, m->stages); i++) {
         json_open(w, '{');
         json_key(w, "name"), json_put_string(w, m->stage[i].name);
+        if (plan->stage[i].pictures) json_key(w, "pictures"), json_put_int(w, plan->stage[i].pictures);
         json_key(w, "planned_bytes"), json_put_uint(w, plan->stage[i].peak_bytes);
         json_key(w, "used_bytes"), json_put_uint(w, m->stage[i].used_bytes);
         json_key(w, "passes"), json_put_int(w, m->stage[i].passes);

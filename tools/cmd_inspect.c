@@ -94,6 +94,7 @@ static void put_plan(JsonOut *w, const InspectPlan *p) {
         const FluxStagePlan *s = &p->plan.stage[i];
         json_open(w, '{');
         json_key(w, "name"), json_put_string(w, s->name);
+        if (s->pictures) json_key(w, "pictures"), json_put_int(w, s->pictures);
         json_key(w, "resident_bytes"), json_put_uint(w, s->resident_bytes);
         json_key(w, "streamed_bytes"), json_put_uint(w, s->streamed_bytes);
         json_key(w, "arena_bytes"), json_put_uint(w, s->arena_bytes);
@@ -156,20 +157,21 @@ static const char *safe(char out[100], const char *text) {
 
 static bool print_plan(const InspectPlan *p, Error *err) {
     char peak[32], budget[32], driver[32], smallest[32];
-    bool ok = cmd_print(err, "plan on %s, made in %.1f ms:\n  %-12s %12s %12s %12s %12s %14s  %s\n",
+    bool ok = cmd_print(err, "plan on %s, made in %.1f ms:\n  %-16s %12s %12s %12s %12s %14s  %s\n",
                         p->device, p->plan.planning_ms, "stage", "resident", "streamed", "arena",
                         "peak", "moved per step", "blocks");
     for (int i = 0; i < p->plan.stages && ok; i++) {
         const FluxStagePlan *s = &p->plan.stage[i];
-        char text[5][32], units[64] = "all resident";
+        char text[5][32], units[64] = "all resident", pictures[48] = "";
         const uint64_t bytes[] = {s->resident_bytes, s->streamed_bytes, s->arena_bytes,
                                   s->peak_bytes, s->moved_bytes_per_step};
         for (size_t k = 0; k < COUNT_OF(bytes); k++) format_bytes(text[k], bytes[k]);
         if (s->streamed_units)
             snprintf(units, sizeof units, "%d resident, %d streamed", s->units - s->streamed_units,
                      s->streamed_units);
-        ok = cmd_print(err, "  %-12s %12s %12s %12s %12s %14s  %s\n", s->name, text[0], text[1],
-                       text[2], text[3], text[4], units);
+        if (s->pictures > 1) snprintf(pictures, sizeof pictures, "; %d pictures at once", s->pictures);
+        ok = cmd_print(err, "  %-16s %12s %12s %12s %12s %14s  %s%s\n", s->name, text[0], text[1],
+                       text[2], text[3], text[4], units, pictures);
     }
     format_bytes(peak, p->plan.peak_bytes);
     format_bytes(budget, p->budget);

@@ -17,7 +17,8 @@ typedef struct TextJob {
     Device *dev;
     FluxRequest request;
     int64_t done, total;
-    double stage_started;
+    int first;       // picture of the group that is being denoised, the one that previews show
+    char note[48];   // which pictures, where not all at once
 } TextJob;
 
 // ---- the request --------------------------------------------------------------------------------
@@ -117,12 +118,22 @@ static bool plan_job(const GenerateValues *v, const FluxPipeline *p, TextJob *t,
 
 static void on_stage(void *user, const char *name, const char *unit) {
     TextJob *t = user;
+    t->note[0] = 0;
     progress_stage(t->cmd->progress, name, unit);
+}
+
+static void on_group(void *user, int first, int count) {
+    TextJob *t = user;
+    int all = t->job->count;
+    t->first = first;
+    if (count == all) return;
+    if (count == 1) snprintf(t->note, sizeof t->note, "picture %d of %d", first + 1, all);
+    else snprintf(t->note, sizeof t->note, "pictures %d-%d of %d", first + 1, first + count, all);
 }
 
 static void on_progress(void *user, int64_t done, int64_t total) {
     TextJob *t = user;
-    progress_update(t->cmd->progress, done, total, dev_memory(t->dev).used, NULL);
+    progress_update(t->cmd->progress, done, total, dev_memory(t->dev).used, t->note);
 }
 
 static void on_part(void *user, int64_t done, int64_t total) {
@@ -146,9 +157,8 @@ static bool on_step(void *user, int step, int picture, const float *latent, cons
     TextJob *t = user;
     Job *job = t->job;
     job_keep_latents(job, step, picture, 1, latent);
-    bool last = picture == job->count - 1 && step == job->taken - 1;
     const PreviewTable *table = preview_table(job->channels);
-    if (!table || !job_preview_due(job, last)) return true;
+    if (!table || picture != t->first || !job_preview_due(job, step == job->taken - 1)) return true;
     Image *image = preview_image(NULL, table, clean, job->latent_width, job->latent_height, err);
     const Image *images[] = {image};
     bool ok = image && job_preview(job, images, 1, err);
@@ -162,7 +172,7 @@ static void report_plan(const Cmd *cmd, const FluxPlan *plan) {
         format_bytes(peak, plan->stage[i].peak_bytes);
         format_bytes(resident, plan->stage[i].resident_bytes);
         format_bytes(streamed, plan->stage[i].streamed_bytes);
-        log_msg(cmd->log, LOG_DEBUG, "plan: %-12s %s resident, %s streamed, peak %s",
+        log_msg(cmd->log, LOG_DEBUG, "plan: %-16s %s resident, %s streamed, peak %s",
                 plan->stage[i].name, resident, streamed, peak);
     }
 }
@@ -188,7 +198,8 @@ static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, FluxMeasured *s, E
     flux_pipeline_describe(p, &t->request, plan, job, &job->parameters);
     if (!job_begin_trace(job, err)) return false; // noise and sigmas: as the pipeline makes them
     job->load_seconds = os_seconds() - job->started;
-    t->request.events = (FluxEvents){on_stage, on_progress, on_part, on_warning, on_array, on_step, t};
+    t->request.events = (FluxEvents){on_stage, on_progress, on_part, on_warning, on_array,
+                                       on_group, on_step, t};
     float *latents = MEM_ARRAY(job, float, (size_t)job->count * job->latent_numbers);
     if (!flux_pipeline_generate(p, &t->request, job->pictures, latents, s, err)) return false;
     job->text_seconds = s->text;

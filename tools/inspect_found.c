@@ -165,7 +165,8 @@ static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, Ins
                                .planning_ms = (os_seconds() - start) * 1e3};
         out->plan.stage[0] = (FluxStagePlan){
             .name = "step", .resident_bytes = m.weights_bytes, .weights_bytes = m.weights_bytes,
-            .arena_bytes = m.arena_bytes, .peak_bytes = m.peak_bytes, .flops = stats.flops};
+            .arena_bytes = m.arena_bytes, .peak_bytes = m.peak_bytes, .flops = stats.flops,
+            .pictures = nano_pictures_per_pass((int)v->batch)};
         out->ops = stats.ops, out->barriers = stats.barriers;
         out->budget = dev_memory(dev).budget;
         out->fits = m.peak_bytes <= out->budget;

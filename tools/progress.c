@@ -5,7 +5,7 @@
 
 struct Progress {
     bool shown, colour, drawn;
-    char stage[32], unit[16];
+    char stage[32], unit[16], note[96];
     double start;       // of the stage
     double first_done;  // of the first unit, which holds one-time work: not in the rate
     int64_t first;      // its number
@@ -64,12 +64,12 @@ static double pace(const Progress *p, double now) {
     return (double)p->done + p->part > 0 ? (now - p->start) / ((double)p->done + p->part) : 0;
 }
 
-static void draw(Progress *p, const char *note);
+static void draw(Progress *p);
 
 void progress_part(Progress *p, int64_t done, int64_t total) {
     if (!progress_shown(p) || total <= 0) return;
     p->part = (double)done / (double)total;
-    draw(p, NULL);
+    draw(p);
 }
 
 void progress_update(Progress *p, int64_t done, int64_t total, uint64_t bytes, const char *note) {
@@ -78,10 +78,11 @@ void progress_update(Progress *p, int64_t done, int64_t total, uint64_t bytes, c
     if (done < p->done) p->start = now, p->first = -1; // the next of several runs in a stage
     if (done > 0 && p->first < 0) p->first = done, p->first_done = now;
     p->done = done, p->total = total, p->bytes = bytes, p->part = 0;
-    draw(p, note);
+    snprintf(p->note, sizeof p->note, "%s", note ? note : "");
+    draw(p);
 }
 
-static void draw(Progress *p, const char *note) {
+static void draw(Progress *p) {
     int64_t done = p->done, total = p->total;
     double now = os_seconds(), each = pace(p, now);
     if (now - p->last_draw < 0.1 && !(total && done == total)) return;
@@ -112,9 +113,9 @@ static void draw(Progress *p, const char *note) {
         snprintf(part, sizeof part, "  %s", time);
         n = append(line, sizeof line, n, part);
     }
-    if (note && *note) {
+    if (*p->note) {
         n = append(line, sizeof line, n, "  ");
-        n = append(line, sizeof line, n, note);
+        n = append(line, sizeof line, n, p->note);
     }
     // A line wider than the terminal would wrap and could not be taken back.
     size_t width = (size_t)MAX(os_terminal_width(stderr) - 1, 10);
