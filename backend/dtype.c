@@ -1,5 +1,6 @@
 // dtype.c: see dtype.h. Plain bit manipulation: identical on every machine.
 #include "backend/dtype.h"
+#include "backend/exact.h"
 #include "backend/quant.h"
 
 #include <math.h>
@@ -165,19 +166,12 @@ void dtype_store(DType t, void *data, size_t i, float value) {
     }
 }
 
-// Loops over one pair of types, for the pairs that large tensors have; the switch once per element
-// is three times as slow.
-static void convert_plain(DType to, void *dst, DType from, const void *src, size_t n) {
-    if (to == DT_F32 && from == DT_BF16)
-        for (size_t i = 0; i < n; i++) store_f32(dst, i, f32_from_bf16(load_u16(src, i)));
-    else if (to == DT_F32 && from == DT_F16)
-        for (size_t i = 0; i < n; i++) store_f32(dst, i, f32_from_f16(load_u16(src, i)));
-    else if (to == DT_BF16 && from == DT_F32)
-        for (size_t i = 0; i < n; i++) store_u16(dst, i, bf16_from_f32(load_f32(src, i)));
-    else if (to == DT_F16 && from == DT_F32)
-        for (size_t i = 0; i < n; i++) store_u16(dst, i, f16_from_f32(load_f32(src, i)));
-    else
-        for (size_t i = 0; i < n; i++) dtype_store(to, dst, i, dtype_load(from, src, i));
+// One of both is f32. The types that large tensors have have loops of their own.
+static void convert_f32(DType to, void *dst, DType from, const void *src, size_t n) {
+    const ExactRow *row = exact_row();
+    if (to == DT_F32 && row->load(from, src, dst, n)) return;
+    if (from == DT_F32 && row->store(to, src, dst, n)) return;
+    for (size_t i = 0; i < n; i++) dtype_store(to, dst, i, dtype_load(from, src, i));
 }
 
 void dtype_convert(DType to, void *dst, DType from, const void *src, size_t n) {
@@ -185,8 +179,8 @@ void dtype_convert(DType to, void *dst, DType from, const void *src, size_t n) {
         memcpy(dst, src, (size_t)dtype_bytes(to, n));
         return;
     }
-    if (dtype_block(to) == 1 && dtype_block(from) == 1) {
-        convert_plain(to, dst, from, src, n);
+    if (dtype_block(to) == 1 && dtype_block(from) == 1 && (to == DT_F32 || from == DT_F32)) {
+        convert_f32(to, dst, from, src, n);
         return;
     }
     enum { CHUNK = 1024 }; // whole blocks of every type
@@ -196,8 +190,8 @@ void dtype_convert(DType to, void *dst, DType from, const void *src, size_t n) {
         const char *in = (const char *)src + dtype_bytes(from, at);
         char *out = (char *)dst + dtype_bytes(to, at);
         if (dtype_block(from) > 1) quant_decode(from, in, chunk, (int64_t)count);
-        else convert_plain(DT_F32, chunk, from, in, count);
+        else convert_f32(DT_F32, chunk, from, in, count);
         if (dtype_block(to) > 1) quant_encode(to, chunk, out, (int64_t)count);
-        else convert_plain(to, out, DT_F32, chunk, count);
+        else convert_f32(to, out, DT_F32, chunk, count);
     }
 }

@@ -155,8 +155,7 @@ static Decode *const decoders[DT_COUNT] = {
 void quant_decode(DType t, const void *data, float *out, int64_t n) {
     const uint8_t *b = data;
     if (!decoders[t]) {
-        for (int64_t i = 0; i < n; i++)
-            out[i] = t == DT_F8_E4M3 ? f32_from_f8_e4m3(b[i]) : f32_from_f8_e5m2(b[i]);
+        dtype_convert(DT_F32, out, t, data, (size_t)n);
         return;
     }
     int block = dtype_block(t), bytes = dtype_size(t);
