@@ -116,6 +116,10 @@ void dev_close(Device *dev) {
 
 const DeviceInfo *dev_info(const Device *dev) { return &dev->info; }
 
+int dev_threads(const Device *dev) {
+    return dev->options.threads > 0 ? dev->options.threads : os_cpu_count();
+}
+
 // ---- memory -----------------------------------------------------------------------------------
 
 MemoryStats dev_memory(const Device *dev) {
@@ -209,6 +213,7 @@ void buf_free(Buffer *buf) {
 }
 
 uint64_t buf_size(const Buffer *buf) { return buf->size; }
+Device *buf_device(const Buffer *buf) { return buf->dev; }
 
 static bool check_range(const Buffer *buf, uint64_t offset, uint64_t size, Error *err) {
     if (!check_alive(buf->dev, err)) return false;

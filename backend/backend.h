@@ -35,7 +35,7 @@ typedef struct DeviceInfo {
 
 typedef struct DeviceOptions {
     uint64_t budget;        // bytes that buffers may take, staging included; 0: 90 % of free memory
-    int threads;            // CPU devices; 0: all cores of this process
+    int threads;            // of the host: CPU devices' work, uploads; 0: all cores of this process
     double max_submit;      // seconds a single submission may take; 0: 0.1
     // Vulkan: 1: validation layers on (core, synchronisation), their messages are errors; 2: every
     // address that a shader uses is checked too (compiling takes some hundred times longer).
@@ -61,6 +61,7 @@ DeviceInfo *dev_list(void *parent, int *count, const Log *log);
 Device *dev_open(void *parent, const char *spec, const DeviceOptions *options, Error *err);
 void dev_close(Device *dev);
 const DeviceInfo *dev_info(const Device *dev);
+int dev_threads(const Device *dev); // of the host that may work for it at a time, 1 or more
 MemoryStats dev_memory(const Device *dev);
 void dev_reset_peak(Device *dev);
 
@@ -70,6 +71,7 @@ void dev_reset_peak(Device *dev);
 Buffer *buf_new(Device *dev, uint64_t size, const char *name, Error *err); // over budget: refused
 void buf_free(Buffer *buf); // NULL is allowed; waits for work that uses it
 uint64_t buf_size(const Buffer *buf);
+Device *buf_device(const Buffer *buf);
 // Ordered after all programs submitted before. dev_write returns once `data` may be reused,
 // dev_read once `data` is filled. Large transfers pass through the bounded staging buffer.
 bool dev_write(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);

@@ -90,7 +90,7 @@ KILN_API int kiln_devices(KilnDevice *devices, int room);
 
 typedef struct KilnOptions { // {0}: all defaults
     uint64_t memory_limit; // bytes that the context may take on the device; 0: 90 % of what is free
-    int threads;           // of the CPU devices; 0: all cores
+    int threads;           // of the host: CPU devices' work, uploads; 0: all cores
     bool no_cache;         // keep compiled kernels in memory only, not in the user's cache folder
     void (*log)(void *user, int level, const char *line); // 0 errors .. 3 debugging; NULL: none
     void *log_user;

@@ -9,7 +9,7 @@
 #define PART_BYTES (UINT64_C(2) << 20)
 #define AHEAD_BYTES (UINT64_C(128) << 20)
 #define THREAD_BYTES (UINT64_C(8) << 20) // another thread for each of these
-enum { MAX_THREADS = 8 };
+enum { MAX_THREADS = 8 }; // and no more than the device may have of the host's
 
 typedef struct Place { int item; uint64_t at; } Place;
 typedef struct Part { const UploadItem *item; uint64_t at, bytes; } Part;
@@ -114,7 +114,8 @@ bool upload_weights(const UploadItem *item, int count, UploadGoOn *go_on, void *
     uint64_t bytes = 0;
     for (int i = 0; i < count; i++) bytes += item[i].weight->bytes;
     Thread *thread[MAX_THREADS];
-    int threads = 0, most = (int)MIN(bytes / THREAD_BYTES, (uint64_t)MIN(os_cpu_count(), MAX_THREADS));
+    int threads = 0, allowed = count ? MIN(dev_threads(buf_device(item[0].buffer)), MAX_THREADS) : 1;
+    int most = (int)MIN(bytes / THREAD_BYTES, (uint64_t)allowed);
     while (threads < most - 1 && (thread[threads] = thread_start(j, helper, j))) threads++;
     work(j, true);
     for (int i = 0; i < threads; i++) thread_join(thread[i]);

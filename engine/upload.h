@@ -1,6 +1,7 @@
-// upload.h: bound weights onto a device, from several threads: the disk reads ahead of the copy, types
-// are converted on the way, and what has been copied leaves the process's memory, so that a model is
-// never held twice: beside the device's own memory stand a few MiB per thread.
+// upload.h: bound weights onto a device, from several threads (dev_threads at most): the disk reads
+// ahead of the copy, types are converted on the way, and what has been copied leaves the process's
+// memory, so that a model is never held twice: beside the device's own memory stand a few MiB per
+// thread.
 #ifndef KILN_ENGINE_UPLOAD_H
 #define KILN_ENGINE_UPLOAD_H
 

@@ -216,10 +216,52 @@ static void test_failing(void **state) {
     world_free(x);
 }
 
+// ---- how many threads -----------------------------------------------------------------------------
+
+typedef struct Busy { const Weights *from; atomic_int now, most; } Busy;
+
+static bool read_slowly(void *user, int index, uint64_t offset, void *out, uint64_t bytes, Error *err) {
+    Busy *b = user;
+    int now = atomic_fetch_add(&b->now, 1) + 1, most = b->most;
+    while (now > most && !atomic_compare_exchange_weak(&b->most, &most, now)) continue;
+    if (offset % (1 << 20) == 0) os_sleep(0.002);
+    bool ok = weights_read(b->from, weights_at(b->from, index), offset, out, bytes, err);
+    atomic_fetch_sub(&b->now, 1);
+    return ok;
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    static const DType types[] = {DT_COUNT, DT_Q8_0};
+    World *x = world_new();
+    WeightTensor t[COUNT];
+    for (int i = 0; i < COUNT; i++) t[i] = *weights_at(x->w, i);
+    Busy busy = {.from = x->w};
+    Weights *w = weights_synthetic(x, "slow", t, COUNT, read_slowly, &busy);
+    for (size_t k = 0; k < COUNT_OF(types); k++)
+        for (int threads = 1; threads <= 3; threads++) {
+            Error err = {0};
+            dev_close(x->dev);
+            x->dev = dev_open(NULL, "cpu", &(DeviceOptions){.threads = threads}, &err);
+            CHECK(x->dev);
+            assert_int_equal(dev_threads(x->dev), threads);
+            BoundWeight *bound =
+                bind_weights(x, w, x->want, COUNT, &(BindOptions){.type = types[k]}, &err);
+            CHECK(bound);
+            UploadItem *item = items_new(x, bound);
+            busy.most = 0;
+            CHECK(upload_weights(item, COUNT, NULL, NULL, &err));
+            assert_in_range(busy.most, MIN(threads, 2), threads);
+            check_items(item);
+            items_free(item);
+        }
+    world_free(x);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_types), cmocka_unit_test(test_borrowed), cmocka_unit_test(test_stopping),
-        cmocka_unit_test(test_failing),
+        cmocka_unit_test(test_failing), cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

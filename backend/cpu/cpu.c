@@ -103,7 +103,7 @@ static bool cpu_open(Device *dev, int index, Error *err) {
     ref_open(dev, index, err);
     CpuState *s = dev->state;
     s->cpu.features = cpu_features();
-    s->cpu.pool = pool_new(NULL, dev->options.threads > 0 ? dev->options.threads : os_cpu_count());
+    s->cpu.pool = pool_new(NULL, dev_threads(dev));
     for (const CpuRow *row = fast_rows; row->name; row++)
         if (!(row->need & ~s->cpu.features)) s->rows[row->op][s->row_count[row->op]++] = row;
     // Untouched pages cost nothing; most kernels use a small part.
