@@ -189,20 +189,35 @@ static void test_files(void **state) {
     mem_free(scope);
 }
 
-// Two prompts per step, two pictures.
+// Two prompts per step, two pictures: one by one where all weights stay and where there is no room for
+// both, else together, in half the passes. The first is the same picture.
 static void test_guided(void **state) {
     (void)state;
     static const char model[] = "--dummy --dummy-scale 1/16 -W 48 -H 32 --steps 2 --t5-tokens 16 "
                                 "--cfg-scale 3 -b 2 --device cpu";
     void *scope = mem_new(NULL, 1);
     Json *plan = plan_of(scope, model, NULL);
-    double moved;
-    uint64_t budget = (uint64_t)number(plan, NULL, "smallest_bytes");
-    compare(scope, model, budget, STEPS * 2 * PICTURES, &moved);
-    assert_true(moved > 0);
-    budget = (uint64_t)number(plan, NULL, "peak_bytes");
-    compare(scope, model, budget, STEPS * 2 * PICTURES, &moved);
-    assert_true(moved == 0);
+    uint64_t low = (uint64_t)number(plan, NULL, "smallest_bytes"),
+             high = (uint64_t)number(plan, NULL, "peak_bytes");
+    const struct { uint64_t budget; int at_once; bool streams; } cases[] = {
+        {low, 1, true}, {low + low / 4, PICTURES, true}, {high, 1, false}};
+    uint64_t first = 0;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        double moved;
+        int passes = STEPS * 2 * PICTURES / cases[i].at_once;
+        uint64_t picture = compare(scope, model, cases[i].budget, passes, &moved);
+        assert_true((moved > 0) == cases[i].streams);
+        if (!i) first = picture;
+        assert_true(picture == first);
+        char size[32];
+        snprintf(size, sizeof size, "%" PRIu64, cases[i].budget);
+        Json *shown = plan_of(scope, model, size);
+        assert_int_equal(number(child_of(json_get(shown, "stages"), 3), NULL, "pictures"), cases[i].at_once);
+        json_free(shown);
+        Result r = kiln(scope, "inspect %s --plan --vram %s", model, size);
+        WANT_STATUS(r, 0);
+        assert_true((strstr(r.out, "; 2 pictures at once\n") != NULL) == (cases[i].at_once == 2));
+    }
     json_free(plan);
     mem_free(scope);
 }

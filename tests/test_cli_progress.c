@@ -65,6 +65,15 @@ static void test_line(void **state) {
     assert_non_null(strstr(rest, "s/step  0s left  "));
     assert_true(strstr(rest, " MiB") || strstr(rest, " GiB"));
     assert_null(strstr(seen, "\033[1m")); // NO_COLOR
+    // Of several pictures: which one, throughout.
+    assert_int_equal(watched(scope, mem_printf(scope, "%s -b 2", line), NULL, &seen, &waited), 0);
+    for (const char *at = seen; (at = strstr(at, "\rdenoise  step ")); at++) {
+        char *shown = mem_strndup(scope, at, strcspn(at + 1, "\r") + 1);
+        int step = atoi(shown + strlen("\rdenoise  step "));
+        if (!strstr(shown, step < 3 ? "picture 1 of 2" : step > 3 ? "picture 2 of 2" : " of 2"))
+            fail_msg("no picture in %s", shown);
+    }
+    assert_non_null(strstr(seen, "\rdenoise  step 6/6 (100%)  "));
     unsetenv("NO_COLOR");
     Result r = run_with(scope, &(Spawn){0}, line);
     assert_int_equal(r.status, 0);
