@@ -14,7 +14,7 @@
 
 #include "backend/os.h"
 
-enum { MAX_FILE_LINES = 1000, MAX_FUNCTION_LINES = 80 };
+enum { MAX_FILE_LINES = 1000, MAX_FUNCTION_LINES = 80, MAX_COLUMNS = 110 };
 
 static const char *const FOLDERS[] = {"backend", "engine", "models", "shaders",
                                       "tools",   "tests",  "cmake",  "third_party"};
@@ -323,6 +323,17 @@ static void see_static(Line at, const char *line) {
 
 // ---- all rules on one file --------------------------------------------------------------------
 
+static void check_columns(const char *path, const char *text, Report *r) {
+    for (int line = 1, columns = 0; *text; text++) {
+        columns += (*text & 0xc0) != 0x80; // characters, not bytes of UTF-8
+        if (*text != '\n') continue;
+        if (--columns > MAX_COLUMNS)
+            offend(r, "%s:%d: %d columns (%d at most)", path, line, columns, MAX_COLUMNS);
+        line++;
+        columns = 0;
+    }
+}
+
 static void check_file(const char *path, const char *text, Report *r) {
     int lines = 0;
     for (const char *c = text; *c; c++) lines += *c == '\n';
@@ -335,6 +346,7 @@ static void check_file(const char *path, const char *text, Report *r) {
     if (str_ends(path, ".py") || str_ends(path, ".sh") || str_ends(path, ".cmake") ||
         str_ends(path, ".txt"))
         return;
+    check_columns(path, text, r);
     void *scope = mem_new(NULL, 1);
     char *code = strip(scope, text, false), *bare = strip(scope, text, true);
     each_line(path, code, r, see_include);
@@ -460,6 +472,17 @@ static void length_rules_see_offenders(void **state) {
     }
 }
 
+static void columns_are_counted(void **state) {
+    (void)state;
+    for (int n = MAX_COLUMNS - 1; n <= MAX_COLUMNS + 1; n++) {
+        char text[2 * MAX_COLUMNS + 10] = "//";
+        for (int i = 2; i < n; i++) strcat(text, "\xc3\xa9"); // one character
+        Report r = {.quiet = true};
+        check_file("engine/a.c", strcat(text, "\n"), &r);
+        assert_int_equal(r.n, n > MAX_COLUMNS);
+    }
+}
+
 static void the_tree_obeys(void **state) {
     (void)state;
     void *scope = mem_new(NULL, 1);
@@ -479,7 +502,7 @@ static void the_tree_obeys(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rules_see_small_offenders),
-        cmocka_unit_test(length_rules_see_offenders),
+        cmocka_unit_test(length_rules_see_offenders), cmocka_unit_test(columns_are_counted),
         cmocka_unit_test(the_tree_obeys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -292,7 +292,9 @@ static void projection_of_clip_is_not_used(void **state) {
     tiny_put(world->tiny, w, "text_encoder", "", 0, 1);
     st_put(w, "text_projection.weight", DT_F32, 2, shape, MEM_ARRAY(w, float, 8 * norm->shape[0]));
     tiny_write(w, at("projected.safetensors"));
-    want_case("second", mem_printf(world, "%s --clip-l %s", model_of("second"), at("projected.safetensors")), "");
+    want_case("second",
+              mem_printf(world, "%s --clip-l %s", model_of("second"), at("projected.safetensors")),
+              "");
 }
 
 // A T5-Base without projection is taken, with a warning; alone it is not.
