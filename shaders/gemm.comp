@@ -7,7 +7,8 @@
 //           tile. A lane keeps COLS columns of w; x comes from the other lanes by broadcasts. Both
 //           are gathered straight from memory (the dear operation there), a whole cache line per
 //           lane at a time, so that rows a power of two apart do not evict each other, and 16
-//           gathers of w serve all ROWS. The sums spill to the stack; that is cheap in this order.
+//           gathers of w serve all ROWS. The sums lie on the stack; each is fetched once per 16
+//           products, because a row's broadcasts come first and then its sums, one by one.
 //   THIN    for M <= 8: memory-bound; the invocations share out K, and add up at the end.
 //
 // Out-of-range elements are never read: indices are clamped to the last valid element, and what
@@ -53,24 +54,40 @@ const uint THREADS = gl_WorkGroupSize.x;
 
 bool has_second() { return SECOND && !tensor_absent(args.x2); }
 
-// Elements from one row (4) or column (5) of the gate to the next; 0 where it is the same for all.
-uint gate_step(uint i) { return args.gate.shape[i] == 1 ? 0 : args.gate.stride[i]; }
-
-// act(sum + bias) * gate + residual, stored.
-void finish(uvec2 bias, uvec2 gate, uvec2 residual, uvec2 y, uint m, uint n, float sum) {
-    if (!tensor_absent(args.bias)) sum += load(bias, n, BIAS_TYPE);
-    sum = act_value(ACT, sum);
-    if (!tensor_absent(args.gate))
-        sum *= load(gate, m * gate_step(4) + n * gate_step(5), GATE_TYPE);
-    if (!tensor_absent(args.residual))
-        sum += load(residual, m * args.residual.stride[4] + n, RESIDUAL_TYPE);
-    store(y, m * args.y.stride[4] + n, Y_TYPE, sum);
-}
-
 // Address of element [b, row, 0] of an operand.
 uvec2 at_row(TensorArg t, uint b, uint row, uint dtype) {
     uvec2 a = addr_add(tensor_addr(t), t.shape[3] == 1 ? 0 : b, t.stride[3], dtype);
     return addr_add(a, t.shape[4] == 1 ? 0 : row, t.stride[4], dtype);
+}
+
+// What follows the sums of a tile, read once (software drivers would read it for every element).
+struct Epilogue {
+    uvec2 bias, gate, residual, y; // addresses of the tile's first element
+    bool has_bias, has_gate, has_residual;
+    uint gate_m, gate_n, residual_m, y_m; // elements from one row (m) or column (n) to the next
+};
+Epilogue epilogue(uint b, uint m0, uint n0) {
+    Epilogue e;
+    e.has_bias = !tensor_absent(args.bias);
+    e.has_gate = !tensor_absent(args.gate);
+    e.has_residual = !tensor_absent(args.residual);
+    e.gate_m = args.gate.shape[4] == 1 ? 0 : args.gate.stride[4]; // 0: the same for all
+    e.gate_n = args.gate.shape[5] == 1 ? 0 : args.gate.stride[5];
+    e.residual_m = args.residual.stride[4];
+    e.y_m = args.y.stride[4];
+    e.bias = addr_add(tensor_addr(args.bias), n0, 1, BIAS_TYPE);
+    e.gate = addr_add(at_row(args.gate, b, m0, GATE_TYPE), n0, e.gate_n, GATE_TYPE);
+    e.residual = addr_add(at_row(args.residual, b, m0, RESIDUAL_TYPE), n0, 1, RESIDUAL_TYPE);
+    e.y = addr_add(at_row(args.y, b, m0, Y_TYPE), n0, 1, Y_TYPE);
+    return e;
+}
+// act(sum + bias) * gate + residual, stored as element [m, n] of the tile.
+void finish(Epilogue e, uint m, uint n, float sum) {
+    if (e.has_bias) sum += load(e.bias, n, BIAS_TYPE);
+    sum = act_value(ACT, sum);
+    if (e.has_gate) sum *= load(e.gate, m * e.gate_m + n * e.gate_n, GATE_TYPE);
+    if (e.has_residual) sum += load(e.residual, m * e.residual_m + n, RESIDUAL_TYPE);
+    store(e.y, m * e.y_m + n, Y_TYPE, sum);
 }
 
 #define TILE_M TILE_4
@@ -114,9 +131,7 @@ void main() {
     if (me >= M_PER * N_PER || i >= rows || j >= cols) return;
     float sum = 0.0;
     for (uint t = 0; t < THREADS; t++) sum += parts[t * 33 + me];
-    uvec2 residual = at_row(args.residual, b, m0, RESIDUAL_TYPE);
-    finish(tensor_addr(args.bias), at_row(args.gate, b, m0, GATE_TYPE), residual,
-           at_row(args.y, b, m0, Y_TYPE), i, n0 + j, sum);
+    finish(epilogue(b, m0, n0), i, j, sum);
 }
 
 #elif defined(LANES)
@@ -166,12 +181,13 @@ void main() {
             [[unroll]] for (uint i = 0; i < ROWS / 8; i++) {
                 float xv[16];
                 load_line(x[i], tx, x_stride, line, xt, xv);
-                [[unroll]] for (uint u = 0; u < 16; u++)
-                    [[unroll]] for (uint r = 0; r < 8; r++) {
-                        float one = subgroupBroadcast(xv[u], r);
-                        [[unroll]] for (uint j = 0; j < COLS; j++)
-                            acc[8 * i + r][j] += one * wv[j][u];
-                    }
+                [[unroll]] for (uint r = 0; r < 8; r++) {
+                    float one[16];
+                    [[unroll]] for (uint u = 0; u < 16; u++) one[u] = subgroupBroadcast(xv[u], r);
+                    [[unroll]] for (uint j = 0; j < COLS; j++)
+                        [[unroll]] for (uint u = 0; u < 16; u++)
+                            acc[8 * i + r][j] += one[u] * wv[j][u];
+                }
             }
         }
         for (uint k = 16 * lines; k < K; k++) {
@@ -188,10 +204,7 @@ void main() {
         }
     }
 
-    uvec2 bias = addr_add(tensor_addr(args.bias), n0, 1, BIAS_TYPE);
-    uvec2 gate = addr_add(at_row(args.gate, b, m0, GATE_TYPE), n0, gate_step(5), GATE_TYPE);
-    uvec2 residual = addr_add(at_row(args.residual, b, m0, RESIDUAL_TYPE), n0, 1, RESIDUAL_TYPE);
-    uvec2 y = addr_add(at_row(args.y, b, m0, Y_TYPE), n0, 1, Y_TYPE);
+    Epilogue e = epilogue(b, m0, n0);
     // A copy that may be indexed by a variable, so that the epilogue is not unrolled.
     float sums[ROWS * COLS];
     [[unroll]] for (uint i = 0; i < ROWS; i++)
@@ -199,7 +212,7 @@ void main() {
     [[dont_unroll]] for (uint i = 0; i < min(ROWS, rows); i++)
         [[dont_unroll]] for (uint j = 0; j < COLS; j++)
             if (lane + 8 * j < cols)
-                finish(bias, gate, residual, y, i, lane + 8 * j, sums[i * COLS + j]);
+                finish(e, i, lane + 8 * j, sums[i * COLS + j]);
 }
 
 #else
@@ -264,11 +277,8 @@ void main() {
         }
     }
 
-    uvec2 bias = addr_add(tensor_addr(args.bias), n0, 1, BIAS_TYPE);
-    uvec2 gate = addr_add(at_row(args.gate, b, m0, GATE_TYPE), n0, gate_step(5), GATE_TYPE);
-    uvec2 residual = addr_add(at_row(args.residual, b, m0, RESIDUAL_TYPE), n0, 1, RESIDUAL_TYPE);
-    uvec2 y = addr_add(at_row(args.y, b, m0, Y_TYPE), n0, 1, Y_TYPE);
+    Epilogue e = epilogue(b, m0, n0);
     FINISH_TILE(acc, m, n, sum,
-                if (m < rows && n < cols) finish(bias, gate, residual, y, m, n, sum))
+                if (m < rows && n < cols) finish(e, m, n, sum))
 }
 #endif
