@@ -634,10 +634,11 @@ static void load_worker(void *arg) {
     mem_free(scratch);
 }
 
-// Waits for the workers and tells progress meanwhile. False when the caller cancelled.
+// Waits for the workers and tells progress meanwhile, once at least: they may be done already. False
+// when the caller cancelled.
 static bool watch_load(LoadJob *job, const DatasetLoad *load) {
     mutex_lock(job->mutex);
-    while (job->running > 0) {
+    do {
         int done = job->done;
         mutex_unlock(job->mutex);
         bool go_on =
@@ -647,7 +648,7 @@ static bool watch_load(LoadJob *job, const DatasetLoad *load) {
         while (job->running > 0 && job->done == done && !job->stop)
             cond_wait(job->changed, job->mutex);
         while (job->running > 0 && job->stop) cond_wait(job->changed, job->mutex);
-    }
+    } while (job->running > 0);
     bool cancelled = job->stop;
     mutex_unlock(job->mutex);
     return !cancelled;
