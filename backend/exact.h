@@ -16,6 +16,10 @@ typedef struct ExactRow {
     bool (*load)(DType from, const void *data, void *x, size_t n);
     bool (*store)(DType to, const void *x, void *data, size_t n);
     void (*encode)(DType t, const float *x, void *data, int64_t n); // quant_encode
+    // The largest magnitude, as f32's bits without the sign: in the order of the numbers, and NaN
+    // above infinity. And the sum of squares.
+    uint32_t (*largest)(const float *x, size_t n);
+    double (*squares)(const float *x, size_t n);
 } ExactRow;
 
 enum { EXACT_ROWS_MAX = 3 };

@@ -489,4 +489,5 @@ static void encode_row(DType t, const float *x, void *data, int64_t n) {
 }
 
 const ExactRow EXACT_ROW;
-const ExactRow EXACT_ROW = {EXACT_NAME, load_row, store_row, encode_row};
+const ExactRow EXACT_ROW = {EXACT_NAME, load_row,    store_row,
+                            encode_row, largest_row, squares_row};

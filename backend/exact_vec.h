@@ -223,6 +223,43 @@ STORE_ROW(e5m2, uint8_t, store_vb)
 STORE_ROW(e4m3_within, uint8_t, store_vb)
 STORE_ROW(e5m2_within, uint8_t, store_vb)
 
+// ---- measures of a row --------------------------------------------------------------------------
+
+static uint32_t largest_row(const float *x, size_t n) {
+    vi top = {0};
+    for (; n >= W; n -= W, x += W) {
+        vi mag = (vi)vabs(vload(x));
+        top = vselect_int(mag > top, mag, top);
+    }
+    float tail[W] = {0};
+    if (n) memcpy(tail, x, n * sizeof *x);
+    vi mag = (vi)vabs(vload(tail));
+    top = vselect_int(mag > top, mag, top);
+    int32_t largest = 0;
+    for (int l = 0; l < W; l++) largest = MAX(largest, top[l]);
+    return (uint32_t)largest;
+}
+
+// Element i is added to sum i % 16, whatever the vectors' width.
+static double squares_row(const float *x, size_t n) {
+    enum { SUMS = 16, VECTORS = SUMS / (W / 2) };
+    vd sum[VECTORS] = {0};
+    float tail[SUMS] = {0};
+    for (const float *p = x; n; p = x) {
+        if (n >= SUMS) x += SUMS, n -= SUMS;
+        else p = memcpy(tail, x, n * sizeof *x), n = 0;
+        for (int k = 0; k < VECTORS; k++) {
+            vd v = vwiden(p + k * W / 2);
+            sum[k] += v * v;
+        }
+    }
+    double all = 0;
+    for (int i = 0; i < SUMS; i++) all += sum[i / (W / 2)][i % (W / 2)];
+    return all;
+}
+
+// ---- rows of any type ---------------------------------------------------------------------------
+
 static bool load_row(DType from, const void *data, void *x, size_t n) {
     switch (from) {
     case DT_BF16: load_bf16(data, x, n); return true;

@@ -4,6 +4,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "backend/exact.h"
 #include "backend/os.h"
 #include "backend/quant.h"
 #include "engine/gguf.h"
@@ -292,17 +293,14 @@ static bool out_of_range(const Item *it, const float *x, int64_t n, Error *err) 
 
 static bool convert_batch(Share *w, float *x, int64_t at, int64_t n, Error *err) { // n elements
     const Item *it = w->item;
-    float limit = type_limit(it->type), largest = 0;
-    int bad = 0;
-    for (int64_t i = 0; i < n; i++) {
-        float a = fabsf(x[i]);
-        bad += !(a < limit);
-        largest = a > largest ? a : largest;
-    }
-    if (bad) return out_of_range(it, x, n, err);
+    const ExactRow *row = exact_row();
+    uint32_t bits = row->largest(x, (size_t)n);
+    float largest;
+    memcpy(&largest, &bits, sizeof largest);
+    if (!(largest < type_limit(it->type))) return out_of_range(it, x, n, err);
     if (!w->out) {
         w->size.largest = MAX(w->size.largest, largest);
-        for (int64_t i = 0; i < n; i++) w->size.squares += (double)x[i] * (double)x[i];
+        w->size.squares += row->squares(x, (size_t)n);
         return true;
     }
     uint8_t *out = w->out + dtype_bytes(it->type, (uint64_t)at);

@@ -196,11 +196,44 @@ static void test_pairs(void **state) {
     free(x), free(from), free(got);
 }
 
+// Magnitudes up to NaN, wherever they stand, and one sum of squares on all.
+static void test_measures(void **state) {
+    (void)state;
+    const ExactRow *rows[EXACT_ROWS_MAX];
+    int n = exact_rows(rows);
+    float *x = numbers(), special[] = {0, -3, -INFINITY, NAN};
+    for (int count = 0; count < 70; count++) {
+        const float *at = x + 9 * 256;
+        float top = 0;
+        double squares = 0, first = rows[0]->squares(at, (size_t)count);
+        for (int i = 0; i < count; i++) {
+            top = fmaxf(top, fabsf(at[i]));
+            squares += (double)at[i] * (double)at[i];
+        }
+        assert_true(fabs(first - squares) <= 1e-14 * squares);
+        for (int r = 0; r < n; r++) {
+            double again = rows[r]->squares(at, (size_t)count);
+            assert_memory_equal(&again, &first, sizeof first);
+            uint32_t bits = rows[r]->largest(at, (size_t)count), want;
+            memcpy(&want, &top, 4);
+            assert_int_equal(bits, want);
+            for (int i = 0; i < count; i++) {
+                float y[70], special_one = special[i % 4];
+                memcpy(y, at, sizeof y);
+                y[i] = special_one;
+                memcpy(&want, &special_one, 4);
+                if (i % 4) assert_int_equal(rows[r]->largest(y, (size_t)count), want & 0x7fffffff);
+            }
+        }
+    }
+    free(x);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_noted_bits), cmocka_unit_test(test_any_count),
         cmocka_unit_test(test_loads),      cmocka_unit_test(test_stores),
-        cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_pairs),      cmocka_unit_test(test_measures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
