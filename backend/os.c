@@ -172,7 +172,7 @@ uint8_t *os_read_file(void *parent, const char *path, size_t limit, size_t *size
     uint8_t *data = NULL;
     size_t n = 0, cap = 0;
     bool ok = expected <= limit;
-    // Pipes tell no size, and a file may grow while it is read: the limit holds for the bytes read.
+    // Some files of the system tell no size, and one may grow: the limit holds for the bytes read.
     while (ok) {
         if (n == cap) {
             size_t want = n ? n * 2 : (size_t)expected + 1;
@@ -224,15 +224,19 @@ static bool fail_errno(Error *err, const char *path, const char *expected, const
 // ---- reading ----------------------------------------------------------------------------------
 
 static bool raw_open_read(RawFile *f, const char *path, uint64_t *size, Error *err) {
-    *f = open(path, O_RDONLY | O_CLOEXEC);
+    // Not blocking: opening a pipe that nobody writes would wait for ever.
+    *f = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (*f < 0) return fail_errno(err, path, READABLE, CHECK_PATH);
     struct stat st;
     bool ok = fstat(*f, &st) == 0;
-    if (!ok) fail_errno(err, path, READABLE, "check the disk");
-    if (ok && S_ISDIR(st.st_mode))
+    if (!ok)
+        fail_errno(err, path, READABLE, "check the disk");
+    else if (S_ISDIR(st.st_mode))
         ok = err_failed(err, "%s: expected a file, found a folder; name a file in it", path);
+    else if (!S_ISREG(st.st_mode))
+        ok = err_failed(err, "%s: expected a file, found a device or pipe; name a file", path);
     if (!ok) close(*f);
-    *size = ok && S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0;
+    *size = ok ? (uint64_t)st.st_size : 0;
     return ok;
 }
 
@@ -248,20 +252,14 @@ static int64_t raw_read(RawFile f, void *data, size_t n, const char *path, Error
 
 bool os_map(FileMap *map, const char *path, Error *err) {
     *map = (FileMap){0};
-    // Not blocking: opening a pipe that nobody writes would wait for ever.
-    int f = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (f < 0) return fail_errno(err, path, READABLE, CHECK_PATH);
-    struct stat st;
-    bool ok = fstat(f, &st) == 0;
-    if (!ok) {
-        fail_errno(err, path, READABLE, "check the disk");
-    } else if (!S_ISREG(st.st_mode)) {
-        ok = err_failed(err, "%s: expected a file, found %s; name a file", path,
-                        S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
-    } else if (st.st_size > 0) {
-        void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, f, 0);
+    RawFile f;
+    uint64_t size;
+    if (!raw_open_read(&f, path, &size, err)) return false;
+    bool ok = true;
+    if (size > 0) {
+        void *data = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, f, 0);
         ok = data != MAP_FAILED;
-        if (ok) *map = (FileMap){.data = data, .size = (size_t)st.st_size};
+        if (ok) *map = (FileMap){.data = data, .size = (size_t)size};
         else fail_errno(err, path, "address space to map it", "check limits (ulimit -v)");
     }
     close(f);
@@ -678,16 +676,20 @@ static bool raw_open_read(RawFile *f, const char *path, uint64_t *size, Error *e
     *f = open_file(path, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
                    OPEN_EXISTING);
     if (*f == INVALID_HANDLE_VALUE) return fail_system(err, path, READABLE, CHECK_PATH);
-    LARGE_INTEGER bytes;
-    bool known = GetFileType(*f) == FILE_TYPE_DISK && GetFileSizeEx(*f, &bytes);
-    *size = known ? (uint64_t)bytes.QuadPart : 0;
-    return true;
+    LARGE_INTEGER bytes = {0};
+    bool ok = GetFileType(*f) == FILE_TYPE_DISK;
+    if (!ok)
+        err_failed(err, "%s: expected a file, found a device or pipe; name a file", path);
+    else if (!GetFileSizeEx(*f, &bytes))
+        ok = fail_system(err, path, READABLE, "check the disk");
+    if (!ok) CloseHandle(*f);
+    *size = (uint64_t)bytes.QuadPart;
+    return ok;
 }
 
 static int64_t raw_read(RawFile f, void *data, size_t n, const char *path, Error *err) {
     DWORD got = 0;
     if (ReadFile(f, data, (DWORD)MIN(n, (size_t)1 << 30), &got, NULL)) return got;
-    if (GetLastError() == ERROR_BROKEN_PIPE) return 0; // the writer closed its end
     fail_system(err, path, READABLE, "check the disk");
     return -1;
 }
@@ -698,9 +700,7 @@ bool os_map(FileMap *map, const char *path, Error *err) {
     uint64_t size;
     if (!raw_open_read(&f, path, &size, err)) return false;
     bool ok = true;
-    if (GetFileType(f) != FILE_TYPE_DISK) {
-        ok = err_failed(err, "%s: expected a file, found a device or pipe; name a file", path);
-    } else if (size > 0) {
+    if (size > 0) {
         HANDLE mapping = CreateFileMappingW(f, NULL, PAGE_READONLY, 0, 0, NULL);
         void *data = mapping ? MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0) : NULL;
         ok = data != NULL;

@@ -5,7 +5,7 @@
 
 #include "base.h"
 
-// ---- reading ----------------------------------------------------------------------------------
+// ---- reading: files only; a folder, device or pipe (which could block) is refused --------------
 typedef struct FileMap { const uint8_t *data; size_t size; } FileMap;
 bool os_map(FileMap *map, const char *path, Error *err); // read-only; empty files give size 0
 void os_unmap(FileMap *map);

@@ -258,7 +258,7 @@ static const struct VocabFile *choose(void *parent, TokenizerKind kind, const ch
         const char *end = strrchr(FILES[i].name, '.');
         *file = is == PATH_DIR ? os_path_join(parent, path, FILES[i].name)
                                : mem_strdup(parent, path);
-        if (is == PATH_DIR ? os_path_kind(*file) == PATH_FILE
+        if (is == PATH_DIR ? os_path_kind(*file) != PATH_NONE
                            : is == PATH_FILE && (str_ends(path, FILES[i].name) ||
                                                  (strcmp(end, ".json") && str_ends(path, end))))
             return &FILES[i];

@@ -250,7 +250,7 @@ bool tokenizer_read_config(Tokenizer *t, const char *folder, Error *err) {
     bool ok = true, decided = false;
     for (size_t i = 0; ok && i < COUNT_OF(NAMES) && !decided; i++) {
         const char *path = os_path_join(scope, folder, NAMES[i]);
-        if (os_path_kind(path) != PATH_FILE) continue;
+        if (os_path_kind(path) == PATH_NONE) continue;
         Json *json = json_parse_file(path, MAX_JSON, err);
         ok = json && (i ? read_special(t, json, err) : apply_config(t, json, err));
         if (!ok) err_prefix(err, "%s", path);

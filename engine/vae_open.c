@@ -194,7 +194,7 @@ static bool find_pair(void *parent, const char *dir, char *pair[VAE_HALVES], Err
 static bool read_config(void *parent, const char *dir, char **text, Error *err) {
     char *path = os_path_join(parent, dir, "config.json");
     size_t size;
-    if (os_path_kind(path) != PATH_FILE) return true;
+    if (os_path_kind(path) == PATH_NONE) return true;
     char *config = (char *)os_read_file(parent, path, CONFIG_LIMIT, &size, err);
     if (!config) return false;
     Json *root = json_parse(config, size, path, err);

@@ -4,6 +4,7 @@
 #include "tests/check.h"
 
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "backend/os.h"
@@ -333,6 +334,17 @@ static void refuses_bad_files(void **state) {
         assert_non_null(strstr(err.text, BAD[i].name)); // the file is named
     }
     Error err = {0};
+    // Folders and pipes in place of the files are refused, neither passed over nor waited for.
+    static const char *const NAMES[] = {"tokenizer.json", "vocab.json", "spiece.model"};
+    for (size_t i = 0; i < COUNT_OF(NAMES) * 2; i++) {
+        const char *sub = mem_printf(scope, "%s/other-%zu", dir, i), *name = NAMES[i / 2];
+        const char *path = os_path_join(scope, sub, name);
+        assert_true(os_make_dirs(i % 2 ? sub : path, &err));
+        if (i % 2) assert_int_equal(mkfifo(path, 0600), 0);
+        assert_null(tokenizer_open(NULL, i / 2 == 1 ? TOKENIZER_CLIP : TOKENIZER_T5, sub, &err));
+        assert_non_null(strstr(err.text, path));
+        assert_non_null(strstr(err.text, i % 2 ? "found a device or pipe" : "found a folder"));
+    }
     assert_null(tokenizer_open(NULL, TOKENIZER_T5, dir, &err));
     assert_non_null(strstr(err.text, "none of these files"));
     assert_null(tokenizer_open(NULL, TOKENIZER_CLIP, "/no/such/folder", &err));
