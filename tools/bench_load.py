@@ -149,7 +149,8 @@ def main():
     measure(a, gguf, "gguf q8_0", base)
     measure(a, st, "safetensors bf16 as f32", base, "--weights", "f32")
     measure(a, gguf, "gguf q8_0 as bf16", base, "--weights", "bf16")
-    measure(a, st, "safetensors bf16 as q8_0", base, "--weights", "q8_0")
+    for to in ("fp8", "q8_0", "q4_k"):
+        measure(a, st, f"safetensors bf16 as {to}", base, "--weights", to)
     measure(a, st, "safetensors bf16, --vram 900M", base, "--vram", "900M")
     for path in [small] + ([] if a.keep else [st, gguf]):
         os.remove(path)
