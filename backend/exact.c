@@ -1,8 +1,6 @@
 // exact.c: see exact.h.
 #include "backend/exact.h"
 
-#include "backend/quant.h"
-
 extern const ExactRow exact_avx512, exact_avx2, exact_plain;
 
 int exact_rows(const ExactRow *out[EXACT_ROWS_MAX]) {
@@ -22,8 +20,4 @@ const ExactRow *exact_row(void) {
     const ExactRow *rows[EXACT_ROWS_MAX];
     exact_rows(rows);
     return rows[0];
-}
-
-void quant_encode(DType t, const float *x, void *data, int64_t n) {
-    exact_row()->encode(t, x, data, n);
 }

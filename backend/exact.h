@@ -1,9 +1,9 @@
 // exact.h: loops over numbers that large weights pass through while they load: conversions between
-// f32 and the types of 8 and 16 bits, and the encoders of the block types. One source for several
-// instruction sets, and equal bits from all of them: every operation is the one that IEEE 754
-// rounds once, nothing is contracted (cmake/cpu_flags.cmake), sums have one order.
+// f32 and the types of 8 and 16 bits, decoders and encoders of the block types. One source for
+// several instruction sets, and equal bits from all of them: every operation is the one that
+// IEEE 754 rounds once, nothing is contracted (cmake/cpu_flags.cmake), sums have one order.
 //
-// What others call is dtype_convert and quant_encode. Thread-safety: pure functions.
+// What others call is dtype_convert, quant_decode and quant_encode. Thread-safety: pure functions.
 #ifndef KILN_EXACT_H
 #define KILN_EXACT_H
 
@@ -15,6 +15,7 @@ typedef struct ExactRow {
     // for other types. Data may be aligned to nothing.
     bool (*load)(DType from, const void *data, void *x, size_t n);
     bool (*store)(DType to, const void *x, void *data, size_t n);
+    void (*decode)(DType t, const void *data, float *x, int64_t n); // quant_decode
     void (*encode)(DType t, const float *x, void *data, int64_t n); // quant_encode
     // The largest magnitude, as f32's bits without the sign: in the order of the numbers, and NaN
     // above infinity. And the sum of squares.

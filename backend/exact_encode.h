@@ -1,5 +1,4 @@
-// exact_encode.h: numbers into blocks (backend/quant.h), for one instruction set: the body of the
-// files exact_*.c.
+// exact_encode.h: numbers into blocks (backend/quant.h), for one instruction set.
 //
 // The K types and IQ4: each sub-block's scale (and minimum) is chosen by least squares for several
 // roundings, the best kept; the scales are then rounded to their small integers, and the elements
@@ -129,23 +128,6 @@ INLINE vf round_in(vf v, float lo, float hi) {
 // Halfway between neighbours of quant_iq4_values.
 static const float book_mid[16] = {-115.5f, -93.5f, -74,   -57,   -42, -28.5f, -16, -4.5f,
                                    7,       19,     31.5f, 45.5f, 61,  79,     101, INFINITY};
-static const float book_value[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                     1,    13,   25,  38,  53,  69,  89,  113};
-
-// Number `index` (0..15) of a table of 16.
-INLINE vf look_up(const float *table, vi index) {
-#if defined(__AVX512F__)
-    return (vf)_mm512_permutexvar_ps((__m512i)index, _mm512_loadu_ps(table));
-#elif defined(__AVX2__)
-    vf low = (vf)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)index);
-    vf high = (vf)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (__m256i)index);
-    return vselect(index > 7, high, low);
-#else
-    vf v;
-    for (int l = 0; l < W; l++) v[l] = table[index[l]];
-    return v;
-#endif
-}
 
 // Index of the code book's nearest value: how many midpoints do not lie above. 0 for NaN.
 INLINE vi nearest_index(vf v) {
@@ -487,7 +469,3 @@ static void encode_row(DType t, const float *x, void *data, int64_t n) {
     encoders[t].encode(rest, last);
     memcpy(b, last, (size_t)dtype_bytes(t, (uint64_t)n));
 }
-
-const ExactRow EXACT_ROW;
-const ExactRow EXACT_ROW = {EXACT_NAME, load_row,    store_row,
-                            encode_row, largest_row, squares_row};

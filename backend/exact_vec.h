@@ -112,6 +112,25 @@ INLINE void transpose(float *to, int64_t ldt, const float *from, int64_t ldf) {
     for (int i = 0; i < W; i++) vstore(to + i * ldt, r[i]);
 }
 
+// quant_iq4_values.
+static const float book_value[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                     1,    13,   25,  38,  53,  69,  89,  113};
+
+// Number `index` (0..15) of a table of 16.
+INLINE vf look_up(const float *table, vi index) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_permutexvar_ps((__m512i)index, _mm512_loadu_ps(table));
+#elif defined(__AVX2__)
+    vf low = (vf)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)index);
+    vf high = (vf)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (__m256i)index);
+    return vselect(index > 7, high, low);
+#else
+    vf v;
+    for (int l = 0; l < W; l++) v[l] = table[index[l]];
+    return v;
+#endif
+}
+
 // ---- numbers of 8 and 16 bits ------------------------------------------------------------------
 // The vectors of dtype.c's functions; there stands why.
 

@@ -99,6 +99,40 @@ static void test_any_count(void **state) {
 
 static const DType plain_types[] = {DT_BF16, DT_F16, DT_F8_E4M3, DT_F8_E5M2};
 
+// Random blocks: the same numbers on all instruction sets, and from fewer of them.
+static void test_decoders(void **state) {
+    (void)state;
+    enum { COUNT = 256 * 40 };
+    const ExactRow *rows[EXACT_ROWS_MAX];
+    int n = exact_rows(rows);
+    uint8_t *data = malloc(2 * COUNT + 1);
+    float *want = malloc(COUNT * sizeof *want), *got = malloc((COUNT + 1) * sizeof *got);
+    uint32_t s = 99;
+    for (int i = 0; i < 2 * COUNT + 1; i++) {
+        s = s * 1664525 + 1013904223;
+        data[i] = (uint8_t)(s >> 24);
+    }
+    for (size_t k = 0; k < COUNT_OF(noted); k++) {
+        DType t = noted[k].type;
+        rows[n - 1]->decode(t, data + 1, want, COUNT);
+        for (int i = 0; i < COUNT; i += 7) { // one by one too
+            float one = quant_load(t, data + 1, i);
+            assert_true(!memcmp(&one, &want[i], 4) || (isnan(one) && isnan(want[i])));
+        }
+        for (int r = 0; r < n; r++)
+            for (int count = COUNT; count >= 0; count -= 256 * 13) {
+                got[count] = 12345;
+                rows[r]->decode(t, data + 1, got, count);
+                assert_true(got[count] == 12345);
+                for (int i = 0; i < count; i++)
+                    if (memcmp(&got[i], &want[i], 4) && !(isnan(got[i]) && isnan(want[i])))
+                        fail_msg("%s, %s[%d]: expected %a, found %a", rows[r]->name,
+                                 dtype_name(t), i, want[i], got[i]);
+            }
+    }
+    free(data), free(want), free(got);
+}
+
 // Every number of 8 and 16 bits, NaN and all.
 static void test_loads(void **state) {
     (void)state;
@@ -112,8 +146,10 @@ static void test_loads(void **state) {
             DType t = plain_types[k];
             const int size = dtype_size(t), count = size == 1 ? 256 : ALL;
             uint8_t *odd = data + 1;
-            for (int i = 0; i < count; i++)
-                odd[i * size] = (uint8_t)i, odd[i * size + size - 1] = (uint8_t)(i >> 8 * (size - 1));
+            for (int i = 0; i < count; i++) {
+                odd[i * size] = (uint8_t)i;
+                odd[i * size + size - 1] = (uint8_t)(i >> 8 * (size - 1));
+            }
             for (int from = 0; from < 20; from++) { // and tails of all lengths
                 const int m = count - from;
                 got[m] = 12345;
@@ -162,8 +198,8 @@ static void test_stores(void **state) {
             for (int i = 0; i < COUNT; i++) {
                 dtype_store(t, want, 0, x[i]);
                 if (memcmp(want, got + 1 + i * size, (size_t)size))
-                    fail_msg("%s, %s of %a: another than dtype_store's", rows[r]->name, dtype_name(t),
-                             x[i]);
+                    fail_msg("%s, %s of %a: another than dtype_store's", rows[r]->name,
+                             dtype_name(t), x[i]);
             }
         }
     assert_false(rows[0]->store(DT_I16, x, got, 1));
@@ -181,7 +217,8 @@ static void test_pairs(void **state) {
         for (size_t b = 0; b < COUNT_OF(types) - 1; b++) {
             if (a == b) continue;
             for (int i = 0; i < COUNT; i++) {
-                double v = types[b] == DT_I8 || types[a] == DT_I8 ? i % 100 : (double)x[9 * 256 + i];
+                bool whole = types[b] == DT_I8 || types[a] == DT_I8;
+                double v = whole ? i % 100 : (double)x[9 * 256 + i];
                 if (types[a] == DT_F64) memcpy(from + 8 * i, &v, 8);
                 else dtype_store(types[a], from, (size_t)i, (float)v);
             }
@@ -190,7 +227,8 @@ static void test_pairs(void **state) {
                 dtype_store(types[b], want, 0, dtype_load(types[a], from, (size_t)i));
                 const size_t size = (size_t)dtype_size(types[b]);
                 if (memcmp(want, got + (size_t)i * size, size))
-                    fail_msg("%s from %s, element %d", dtype_name(types[b]), dtype_name(types[a]), i);
+                    fail_msg("%s from %s, element %d", dtype_name(types[b]), dtype_name(types[a]),
+                             i);
             }
         }
     free(x), free(from), free(got);
@@ -232,8 +270,9 @@ static void test_measures(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_noted_bits), cmocka_unit_test(test_any_count),
-        cmocka_unit_test(test_loads),      cmocka_unit_test(test_stores),
-        cmocka_unit_test(test_pairs),      cmocka_unit_test(test_measures),
+        cmocka_unit_test(test_decoders),   cmocka_unit_test(test_loads),
+        cmocka_unit_test(test_stores),     cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_measures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
