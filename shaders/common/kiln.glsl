@@ -115,8 +115,16 @@ uint pack2(vec2 v, uint dtype) {
 
 float load(uvec2 addr, uint i, uint dtype) {
     if (dtype == DTYPE_F32) return RefF32(addr).v[i];
+#ifdef LANES
+    // A driver on the CPU loads 16 bits invocation by invocation, with branches (slow, and in long
+    // unrolled loops two seconds to compile), but 32 in one gather: the word that they lie in.
+    uint at = i + (addr.x >> 1 & 1u);
+    vec2 two = unpack2(RefU32(uvec2(addr.x & ~3u, addr.y)).v[at >> 1], dtype);
+    return (at & 1u) == 0 ? two.x : two.y;
+#else
     uint h = uint(RefU16(addr).v[i]);
     return dtype == DTYPE_F16 ? f32_of_f16(h) : f32_of_bf16(h);
+#endif
 }
 void store(uvec2 addr, uint i, uint dtype, float x) {
     if (dtype == DTYPE_F32) RefF32(addr).v[i] = x;
