@@ -7,6 +7,10 @@
 // segment may end inside an op: its tiles are numbered, and a dispatch begins at any of them.
 // Segments are recorded once and submitted again for every run; only where the estimate proves
 // wrong is a program cut and recorded anew. Cutting never changes a result.
+//
+// A driver on the CPU compiles a kernel when it first runs (0.1 to 2 s), and no estimate knows:
+// there each kernel that never ran begins a segment, which is handed over only once the queue is
+// empty, so that a cancel waits for one of them and not for all.
 #include "backend/vulkan/vk.h"
 
 enum { MAX_SEGMENTS = 4096 };
@@ -28,6 +32,7 @@ typedef struct Segment {
     int first, count;     // its parts
     uint32_t first_query; // the timestamp before its first part; those after parts follow
     double seconds;       // estimated
+    bool cold;            // begins with a kernel that the driver may have to compile first
 } Segment;
 
 typedef struct ProgState {
@@ -70,8 +75,8 @@ static double estimate(VkState *s, const BoundStep *step) {
 
 // ---- cutting ----------------------------------------------------------------------------------
 
-static void new_segment(Program *prog, ProgState *p) {
-    Segment segment = {.first = p->parts.n};
+static void new_segment(Program *prog, ProgState *p, bool cold) {
+    Segment segment = {.first = p->parts.n, .cold = cold};
     ARR_PUSH(prog, &p->segments, segment);
 }
 
@@ -80,6 +85,17 @@ static void add_part(Program *prog, ProgState *p, Part part) {
     Segment *segment = &p->segments.v[p->segments.n - 1];
     segment->count++;
     segment->seconds += part.seconds;
+}
+
+// On a driver that compiles kernels as they run: ends the segment where this one never ran before.
+static void cut_cold(Program *prog, ProgState *p, int step, int pass) {
+    VkState *s = vk_state(prog->dev);
+    Pipeline *pipeline = p->pipelines[step * MAX_PASSES + pass];
+    if (s->physical.info.kind != DEV_SOFTWARE || pipeline->met) return;
+    pipeline->met = true;
+    Segment *segment = &p->segments.v[p->segments.n - 1];
+    if (segment->count) new_segment(prog, p, true);
+    else segment->cold = true;
 }
 
 // Adds the tiles of one pass, ending segments at `target` seconds.
@@ -93,7 +109,7 @@ static void cut_pass(Program *prog, ProgState *p, int step, int pass, uint64_t t
         // What fits; where that is little and the rest would fit a segment of its own, it gets one.
         uint64_t fits = room > 0 ? (uint64_t)MIN(room / each, 4e9) : 0;
         if (segment->count && (fits == 0 || (fits < left && (double)left * each <= target))) {
-            new_segment(prog, p);
+            new_segment(prog, p, false);
             continue;
         }
         uint64_t count = MIN(MAX(fits, 1), left);
@@ -109,7 +125,8 @@ static void cut(Program *prog, ProgState *p) {
     for (int i = 0; i < prog->count; i++) total += p->cost[i];
     double target = MAX(s->dev->options.max_submit, total / MAX_SEGMENTS);
     p->parts.n = p->segments.n = 0;
-    new_segment(prog, p);
+    new_segment(prog, p, false);
+    for (int i = 0; i < s->pipelines.n; i++) s->pipelines.v[i]->met = s->pipelines.v[i]->ran;
     for (int i = 0; i < prog->count; i++) {
         const BoundStep *step = &prog->steps[i];
         const KernelRow *row = rows_get(step->call.op, step->row);
@@ -118,7 +135,9 @@ static void cut(Program *prog, ProgState *p) {
             passes += pass_tiles(&row->pass[j], &step->call) > 0;
         for (int j = 0; j < MAX_PASSES && row->pass[j].module; j++) {
             uint64_t tiles = pass_tiles(&row->pass[j], &step->call);
-            if (tiles) cut_pass(prog, p, i, j, tiles, p->cost[i] / passes, target);
+            if (!tiles) continue;
+            cut_cold(prog, p, i, j);
+            cut_pass(prog, p, i, j, tiles, p->cost[i] / passes, target);
         }
     }
 }
@@ -374,6 +393,8 @@ static void use_timestamps(VkState *s, Program *prog, const uint64_t *ticks) {
 static void read_timestamps(VkState *s, Program *prog) {
     ProgState *p = prog->state;
     p->timed = false;
+    for (int i = 0; i < prog->count * MAX_PASSES; i++)
+        if (p->pipelines[i]) p->pipelines[i]->ran = true;
     if (!p->queries) return;
     uint64_t *ticks = MEM_ARRAY(NULL, uint64_t, p->query_count);
     VkResult result = s->vk.vkGetQueryPoolResults(s->device, p->queries, 0, p->query_count,
@@ -412,6 +433,7 @@ static bool feed(VkState *s, Error *err) {
         Segment *segment = &p->segments.v[s->pending[0].segment];
         double seconds = seconds_in_flight(s) + segment->seconds;
         if (s->in_flight_count >= 2 && seconds > 2 * s->dev->options.max_submit) break;
+        if (s->in_flight_count && segment->cold) break;
         if (!vk_submit_cmd(s, segment->cmd, "a submission", err)) return false;
         p->last_value = s->submitted;
         s->in_flight[s->in_flight_count++] = (InFlight){s->submitted, segment->seconds};

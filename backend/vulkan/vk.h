@@ -101,6 +101,8 @@ typedef struct Pipeline {
     const KernelPass *pass;
     uint32_t constants[MAX_OPERANDS + MAX_CONSTANTS]; // key: operand types, then the row's own
     VkPipeline handle;
+    bool ran; // work that uses it has come to its end: the driver has nothing left to compile
+    bool met; // while a program is cut: ran, or used by a part before
 } Pipeline;
 
 typedef struct InFlight {
