@@ -1,6 +1,7 @@
 // bind.c: see bind.h.
 #include "engine/bind.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "backend/quant.h"
@@ -115,7 +116,9 @@ static bool find_scale(Binding *b, const WeightTensor *t, float *scale) {
         }
         if (dtype_is_packed(s->dtype)) quant_decode(s->dtype, raw, scale, 1);
         else dtype_convert(DT_F32, scale, s->dtype, raw, 1);
-        return true;
+        if (isfinite(*scale)) return true;
+        PROBLEM(b, wrong, "%s: expected a finite number, found %g", s->name, (double)*scale);
+        return false;
     }
     return true;
 }

@@ -1,6 +1,8 @@
 // npy.c: see npy.h.
 #include "engine/npy.h"
 
+#include <math.h>
+
 #include "backend/os.h"
 #include "engine/safetensors.h"
 
@@ -194,6 +196,13 @@ float *npy_read_f32(void *parent, const char *path, int ndim, const int64_t *sha
         a.dtype = DT_F32;
         a.bytes = a.count * sizeof(float);
         a.data = values;
+    }
+    for (int64_t i = 0; i < (int64_t)a.count; i++) {
+        double v = ((const float *)a.data)[i];
+        if (isfinite(v)) continue;
+        err_failed(err, "%s: expected finite numbers, found %g at element %lld", path, v, (long long)i);
+        mem_free(a.data);
+        return NULL;
     }
     if (out) *out = a;
     return a.data;

@@ -23,8 +23,9 @@ bool npy_read(void *parent, const char *path, NpyArray *out, Error *err);
 // The same for a file in memory, `path` being for messages.
 bool npy_parse(void *parent, const char *path, const void *data, size_t size, NpyArray *out,
                Error *err);
-// Reads and converts to f32, refusing another shape (-1: any size; ndim < 0: any shape). The array
-// of `out`, when given, tells the shape found. Returns the values on `parent`, NULL on errors.
+// Reads and converts to f32, refusing another shape (-1: any size; ndim < 0: any shape) and
+// numbers that are not finite. The array of `out`, when given, tells the shape found. Returns the
+// values on `parent`, NULL on errors.
 float *npy_read_f32(void *parent, const char *path, int ndim, const int64_t *shape, NpyArray *out,
                     Error *err);
 

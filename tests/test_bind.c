@@ -295,22 +295,26 @@ static void test_complaints(void **state) {
     add(f, "good.scale_weight", DT_F32, SHAPE(2));
     add(f, "shape", DT_F32, SHAPE(4, 8));
     add(f, "type", DT_I32, SHAPE(4));
+    add(f, "endless.weight", DT_F8_E4M3, SHAPE(4, 8));
+    add_number(f, "endless.weight_scale", INFINITY);
     for (int i = 0; i < 8; i++) add(f, mem_printf(f, "extra.%d", i), DT_F32, SHAPE(2));
     BindWant wants[20] = {{.name = "good.weight", .ndim = 2, .shape = {4, 8}},
                           {.name = "shape", .ndim = 2, .shape = {8, 4}},
-                          {.name = "type", .ndim = 1, .shape = {4}}};
+                          {.name = "type", .ndim = 1, .shape = {4}},
+                          {.name = "endless.weight", .ndim = 2, .shape = {4, 8}}};
     for (int i = 0; i < 12; i++)
-        wants[3 + i] = (BindWant){.name = mem_printf(f, "gone.%d", i), .ndim = 1, .shape = {3}};
+        wants[4 + i] = (BindWant){.name = mem_printf(f, "gone.%d", i), .ndim = 1, .shape = {3}};
     Error err = {0};
-    assert_null(bind_weights(f, open_file(f), wants, 15, NULL, &err));
-    assert_non_null(strstr(err.text, "12 missing, 3 wrong, 8 unexpected"));
-    assert_int_equal(err.items, 23);
-    assert_int_equal(lines_with(&err, "wrong: "), 3);
+    assert_null(bind_weights(f, open_file(f), wants, 16, NULL, &err));
+    assert_non_null(strstr(err.text, "12 missing, 4 wrong, 8 unexpected"));
+    assert_int_equal(err.items, 24);
+    assert_int_equal(lines_with(&err, "wrong: "), 4);
     assert_true(lines_with(&err, "missing: gone.") >= 3);
     assert_true(lines_with(&err, "unexpected: extra.") >= 3);
     assert_int_equal(lines_with(&err, "shape: expected [8, 4], found [4, 8]"), 1);
     assert_int_equal(lines_with(&err, "type: expected a type of real numbers, found i32"), 1);
     assert_int_equal(lines_with(&err, "good.scale_weight: expected one number, found f32 [2]"), 1);
+    assert_int_equal(lines_with(&err, "endless.weight_scale: expected a finite number, found inf"), 1);
     mem_free(f);
 }
 

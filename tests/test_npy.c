@@ -124,6 +124,10 @@ static void reads_as_f32(void **state) {
     assert_null(npy_read_f32(scope, path, 2, (int64_t[]){2, 3}, NULL, &err));
     assert_non_null(strstr(err.text, "expected an array of shape [2, 3], found [2, 2]"));
     assert_null(npy_read_f32(scope, path, 1, (int64_t[]){-1}, NULL, &err));
+    static const uint16_t infinite[4] = {0x3c00, 0xc000, 0x7c00, 0x3800};
+    assert_true(npy_write(path, DT_F16, 2, (int64_t[]){2, 2}, infinite, &err));
+    assert_null(npy_read_f32(scope, path, -1, NULL, NULL, &err));
+    assert_non_null(strstr(err.text, "expected finite numbers, found inf at element 2"));
     assert_null(npy_read_f32(scope, "/nonexistent.npy", -1, NULL, NULL, &err));
     assert_non_null(strstr(err.text, "/nonexistent.npy"));
     os_remove(path, &err);

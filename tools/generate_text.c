@@ -63,7 +63,7 @@ static bool sampling_options(Cmd *cmd, const GenerateValues *v, FluxRequest *r, 
                         .threshold = cmd_given(cmd, "threshold") ? v->threshold : 0};
     if (v->cfg_interval && !guidance_interval(v->cfg_interval, &r->cfg.lo, &r->cfg.hi, err)) {
         err->status = STATUS_USAGE;
-        return err_prefix(err, "generate: --cfg-interval");
+        return err_prefix(err, "generate");
     }
     r->guidance = v->guidance;
     r->rng = strcmp(v->rng, "cuda") == 0 ? NOISE_CUDA : NOISE_TORCH;
