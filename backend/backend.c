@@ -337,6 +337,8 @@ bool prog_run(Program *prog, const Cancel *cancel, Error *err) {
     return prog_submit(prog, err) && dev_wait(prog->dev, cancel, err);
 }
 
+void dev_set_cancel(Device *dev, const Cancel *cancel) { dev->cancel = cancel; }
+
 double prog_step_seconds(const Program *prog, int i) {
     return i >= 0 && i < prog->count ? prog->steps[i].seconds : 0;
 }

@@ -111,6 +111,9 @@ typedef struct Cancel { bool (*asked)(void *user); void *user; } Cancel;
 // STATUS_CANCELLED. Device loss and hangs are one clear error; the device then only closes.
 bool dev_wait(Device *dev, const Cancel *cancel, Error *err);
 bool prog_run(Program *prog, const Cancel *cancel, Error *err); // submit and wait
+// Asked by prog_new between the kernels that it compiles, in the thread that called it: it then fails
+// with STATUS_CANCELLED. Must stay valid until the next call here; NULL (as at first): never asked.
+void dev_set_cancel(Device *dev, const Cancel *cancel);
 // Seconds the device itself measured for step i in the last finished run; 0: not measured.
 double prog_step_seconds(const Program *prog, int i);
 const OpCall *prog_call(const Program *prog, int i); // step i as bound

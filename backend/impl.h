@@ -41,6 +41,7 @@ struct Device {
     MemoryStats memory;
     Mutex *memory_lock;
     int allocations, submits; // counted for the injected failures
+    const Cancel *cancel;     // for prog_new; NULL: none
     _Atomic bool lost;        // after device loss everything but closing fails; set by any thread
     void *state;
 };

@@ -196,7 +196,11 @@ bool kiln_images_put(KilnImages *images, int k, const char *prompt, const float 
 KilnImages *kiln_generate(KilnModel *m, const KilnRequest *r, KilnError *error) {
     Error err = {0};
     KilnImages *images = MEM_NEW(NULL, KilnImages);
-    if (!kiln_check_request(r, &err) || !m->kind->generate(m, r, images, &err)) {
+    Cancel cancel = kiln_cancel(&r->callbacks);
+    dev_set_cancel(m->ctx->dev, &cancel);
+    bool ok = kiln_check_request(r, &err) && m->kind->generate(m, r, images, &err);
+    dev_set_cancel(m->ctx->dev, NULL);
+    if (!ok) {
         mem_free(images);
         images = NULL;
     }

@@ -722,6 +722,41 @@ static void modules_and_pipelines_stay_few(void **state) {
     assert_in_range(most, 10, 60);
 }
 
+typedef struct Asked { int times, until; } Asked;
+static bool asked_often(void *user) {
+    Asked *a = user;
+    return a->times++ >= a->until;
+}
+
+// Cancelled before its first kernel or after some, prog_new leaves nothing behind, and works later.
+static void cancel_between_kernels(void **state) {
+    (void)state;
+    for (int until = 0; until < 2; until++) {
+        Error err = {0};
+        Device *dev = open_device("vulkan", &(DeviceOptions){0});
+        Buffer *b = buf_new(dev, FLOATS * 4, "all", &err);
+        OK(b);
+        uint64_t used = dev_memory(dev).used;
+        ProgramStep steps[STEPS];
+        int count = make_steps(steps, b);
+        Asked asked = {.until = until};
+        const Cancel cancel = {asked_often, &asked};
+        dev_set_cancel(dev, &cancel);
+        assert_null(prog_new(dev, steps, count, &err));
+        assert_int_equal(err.status, STATUS_CANCELLED);
+        assert_int_equal(asked.times, until + 1);
+        assert_int_equal(dev_memory(dev).used, used);
+        dev_set_cancel(dev, NULL);
+        err = (Error){0};
+        Program *prog = prog_new(dev, steps, count, &err);
+        OK(prog);
+        OK(prog_run(prog, NULL, &err));
+        prog_free(prog);
+        buf_free(b);
+        dev_close(dev);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "stale-address")) return stale_address();
     program = argv[0];
@@ -747,6 +782,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(grids_past_65535),
         cmocka_unit_test(freeing_waits_for_work),
         cmocka_unit_test(cancel_stops_soon),
+        cmocka_unit_test(cancel_between_kernels),
         cmocka_unit_test(running_out_of_memory_is_one_line),
         cmocka_unit_test(losing_the_device_is_one_line),
         cmocka_unit_test(cache_survives_and_bad_caches_are_ignored),

@@ -32,7 +32,9 @@ DeviceOptions cmd_device_options(const Cmd *cmd) {
 Device *cmd_open_device(const Cmd *cmd, Error *err) {
     DeviceOptions options = cmd_device_options(cmd);
     Device *dev = dev_open(cmd->mem, cmd->common->device, &options, err);
-    if (dev) log_msg(cmd->log, LOG_DEBUG, "device %s: %s", dev_info(dev)->id, dev_info(dev)->name);
+    if (!dev) return NULL;
+    dev_set_cancel(dev, &cmd->cancel);
+    log_msg(cmd->log, LOG_DEBUG, "device %s: %s", dev_info(dev)->id, dev_info(dev)->name);
     return dev;
 }
 

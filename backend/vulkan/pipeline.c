@@ -194,28 +194,42 @@ typedef struct Compile {
     VkResult *results;
     int count;
     _Atomic int next;
+    _Atomic bool cancelled;
+    const Cancel *cancel; // asked by the calling thread only
 } Compile;
 
 static void compile_some(void *arg) {
     Compile *c = arg;
-    for (int i; (i = atomic_fetch_add(&c->next, 1)) < c->count;)
+    for (int i; !c->cancelled && (i = atomic_fetch_add(&c->next, 1)) < c->count;)
         c->results[i] = compile(c->s, c->todo[i]);
+}
+
+// As compile_some, in the thread that waits for all of them.
+static void compile_here(Compile *c) {
+    const Cancel *cancel = c->cancel;
+    for (;;) {
+        c->cancelled = cancel && cancel->asked && cancel->asked(cancel->user);
+        if (c->cancelled) return;
+        int i = atomic_fetch_add(&c->next, 1);
+        if (i >= c->count) return;
+        c->results[i] = compile(c->s, c->todo[i]);
+    }
 }
 
 static bool compile_all(VkState *s, Pipeline **todo, int count, Error *err) {
     if (!count) return true;
-    Compile c = {.s = s, .todo = todo, .count = count};
+    Compile c = {.s = s, .todo = todo, .count = count, .cancel = s->dev->cancel};
     c.results = MEM_ARRAY(NULL, VkResult, count);
     Thread *threads[MAX_COMPILERS] = {0};
     int helpers = MIN(MIN(os_cpu_count(), count), MAX_COMPILERS) - 1; // this thread works too
     double start = os_seconds();
     for (int i = 0; i < helpers; i++) threads[i] = thread_start(NULL, compile_some, &c);
-    compile_some(&c);
+    compile_here(&c);
     for (int i = 0; i < helpers; i++)
         if (threads[i]) thread_join(threads[i]);
     log_msg(s->dev->options.log, LOG_DEBUG, "%s: %d pipelines compiled in %.2f s", s->dev->info.id,
             count, os_seconds() - start);
-    bool ok = true;
+    bool ok = !c.cancelled || err_set(err, STATUS_CANCELLED, "cancelled");
     for (int i = 0; i < count && ok; i++) {
         char what[96];
         snprintf(what, sizeof what, "compiling kernel %s", todo[i]->pass->module);
