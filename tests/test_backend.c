@@ -414,7 +414,7 @@ static Program *attention(Device *dev, Buffer *b, uint64_t size, int64_t T, int6
 
 static void test_cancel_inside_an_op(void **state) {
     (void)state;
-    enum { T = 1 << 18, D = 16, PART = 64 }; // T T D: 4.4 TFLOP
+    enum { T = 1 << 18, D = 16, PART = 256 }; // T T D: 4.4 TFLOP
     for (size_t i = 0; i < COUNT_OF(specs); i++) {
         Error err = {0};
         Device *dev = open_or_skip(specs[i], NULL);
