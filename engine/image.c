@@ -2,6 +2,7 @@
 #include "engine/image.h"
 
 #include "backend/os.h"
+#include "engine/exif.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -331,10 +332,7 @@ static bool fail_format(const uint8_t *bytes, size_t n, Error *err) {
                       n ? "something else" : "an empty file");
 }
 
-bool image_probe(const uint8_t *bytes, size_t n, int *width, int *height, Error *err) {
-    ImageFormat format = image_format(bytes, n);
-    if (format == IMAGE_JPEG) return jpeg_run_reader(NULL, bytes, n, width, height, NULL, err);
-    if (format != IMAGE_PNG) return fail_format(bytes, n, err);
+static bool probe_png(const uint8_t *bytes, size_t n, int *width, int *height, Error *err) {
     struct spng_ihdr head;
     spng_ctx *png = png_open(bytes, n, &head, err);
     if (!png) return false;
@@ -344,14 +342,29 @@ bool image_probe(const uint8_t *bytes, size_t n, int *width, int *height, Error 
     return true;
 }
 
+bool image_probe(const uint8_t *bytes, size_t n, int *width, int *height, Error *err) {
+    ImageFormat format = image_format(bytes, n);
+    bool ok = format == IMAGE_PNG    ? probe_png(bytes, n, width, height, err)
+              : format == IMAGE_JPEG ? jpeg_run_reader(NULL, bytes, n, width, height, NULL, err)
+                                     : fail_format(bytes, n, err);
+    if (!ok || !exif_swaps(exif_orientation(bytes, n))) return ok;
+    int lying = *width;
+    *width = *height;
+    *height = lying;
+    return true;
+}
+
 Image *image_decode(void *parent, const uint8_t *bytes, size_t n, Error *err) {
     ImageFormat format = image_format(bytes, n);
-    if (format == IMAGE_PNG) return png_decode(parent, bytes, n, err);
     Image *image = NULL;
-    int width, height;
-    if (format == IMAGE_JPEG) jpeg_run_reader(parent, bytes, n, &width, &height, &image, err);
+    int width, height, orientation = exif_orientation(bytes, n);
+    if (format == IMAGE_PNG) image = png_decode(parent, bytes, n, err);
+    else if (format == IMAGE_JPEG) jpeg_run_reader(parent, bytes, n, &width, &height, &image, err);
     else fail_format(bytes, n, err);
-    return image;
+    if (!image || orientation == 1) return image;
+    Image *turned = exif_turn(parent, image, orientation, err);
+    mem_free(image);
+    return turned;
 }
 
 Image *image_load(void *parent, const char *path, Error *err) {

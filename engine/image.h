@@ -23,11 +23,12 @@ Image *image_new(void *parent, int width, int height, Error *err);
 
 // ---- reading ----------------------------------------------------------------------------------
 ImageFormat image_format(const uint8_t *bytes, size_t n); // by content, not by name
-// Width and height from the headers alone; a truncated or damaged body is not noticed.
+// Width and height (of the picture turned upright) from the headers alone; a truncated or damaged
+// body is not noticed.
 bool image_probe(const uint8_t *bytes, size_t n, int *width, int *height, Error *err);
 // PNG (every type; 16 bits become 8, alpha is dropped as the field's tools do) or JPEG (grey,
 // YCbCr, CMYK; baseline and progressive). A file that is truncated, or whose checksums or codes are
-// wrong, is an error, never part of a picture.
+// wrong, is an error, never part of a picture. Turned upright where Exif says how the camera lay.
 Image *image_decode(void *parent, const uint8_t *bytes, size_t n, Error *err);
 Image *image_load(void *parent, const char *path, Error *err); // the same from a file; names it
 // The value of a PNG's text chunk (tEXt, zTXt, iTXt), NULL when there is none or it is damaged.

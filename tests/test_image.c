@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "engine/exif.h"
 #include "engine/image.h"
 #include "engine/rng.h"
 #include "tests/scratch.h"
@@ -228,6 +229,89 @@ static void test_bombs(void **state) {
     assert_non_null(strstr(err.text, "an empty file"));
 }
 
+// ---- Exif ---------------------------------------------------------------------------------------
+
+// A TIFF directory of one entry: the orientation, in one of the two orders of bytes.
+static size_t tiff(uint8_t *p, bool big, int orientation) {
+    static const uint8_t little_one[] = {'I', 'I', 42, 0, 8, 0, 0, 0, 1, 0, 0x12, 1, 3, 0,
+                                         1,   0,   0,  0, 0, 0, 0, 0, 0, 0, 0,    0};
+    static const uint8_t big_one[] = {'M', 'M', 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, 3,
+                                      0,   0,   0, 1,  0, 0, 0, 0, 0, 0, 0, 0};
+    memcpy(p, big ? big_one : little_one, sizeof big_one);
+    p[big ? 19 : 18] = (uint8_t)orientation;
+    return sizeof big_one;
+}
+
+// The file with the orientation in it: JPEG's first segment, or PNG's chunk behind IHDR.
+static uint8_t *with_exif(const uint8_t *file, size_t n, bool big, int orientation, size_t *size) {
+    uint8_t part[64], *out = mem_new(scope, n + sizeof part);
+    bool png = image_format(file, n) == IMAGE_PNG;
+    size_t at = png ? 33 : 2, head = png ? 8 : 10, used = head;
+    used += tiff(part + head, big, orientation);
+    if (png) {
+        memcpy(part, (uint8_t[]){0, 0, 0, (uint8_t)(used - 8), 'e', 'X', 'I', 'f'}, 8);
+        put32(part + used, (uint32_t)crc32(0, part + 4, (uInt)(used - 4)));
+        used += 4;
+    } else {
+        memcpy(part, (uint8_t[]){0xff, 0xe1, 0, (uint8_t)(used - 2), 'E', 'x', 'i', 'f', 0, 0}, 10);
+    }
+    memcpy(out, file, at);
+    memcpy(out + at, part, used);
+    memcpy(out + at + used, file + at, n - at);
+    *size = n + used;
+    return out;
+}
+
+static const uint8_t *corner(const Image *image, const char *name) { // "TL": top left, ...
+    int x = name[1] == 'L' ? 0 : image->width - 1, y = name[0] == 'T' ? 0 : image->height - 1;
+    return image->rgb + (y * image->width + x) * 3;
+}
+
+static void test_exif(void **state) {
+    (void)state;
+    // Where the corners at the top of the pixels as they lie are to be seen (Exif 2.32, 4.6.4).
+    static const struct { const char *left, *right; } seen[] = {
+        {"TL", "TR"}, {"TL", "TR"}, {"TR", "TL"}, {"BR", "BL"}, {"BL", "BR"},
+        {"TL", "BL"}, {"TR", "BR"}, {"BR", "TR"}, {"BL", "TL"}, {"TL", "TR"}, // 0 and 9 mean nothing
+    };
+    uint8_t *files[2];
+    size_t sizes[2];
+    Error err = {0};
+    Image *image = noise(24, 16);
+    assert_true(image_encode_png(scope, image, NULL, 0, &files[0], &sizes[0], &err));
+    assert_true(image_encode_jpeg(scope, image, 95, NULL, 0, &files[1], &sizes[1], &err));
+    for (int i = 0; i < 40; i++) {
+        int orientation = i / 4, f = i % 2, width, height;
+        size_t n;
+        const uint8_t *file = with_exif(files[f], sizes[f], i & 2, orientation, &n);
+        const Image *lying = image_decode(scope, files[f], sizes[f], &err);
+        const Image *turned = image_decode(scope, file, n, &err);
+        assert_non_null(turned);
+        assert_memory_equal(corner(turned, seen[orientation].left), corner(lying, "TL"), 3);
+        assert_memory_equal(corner(turned, seen[orientation].right), corner(lying, "TR"), 3);
+        assert_int_equal(turned->width, orientation >= 5 && orientation < 9 ? 16 : 24);
+        assert_true(image_probe(file, n, &width, &height, &err));
+        assert_int_equal(width, turned->width);
+        assert_int_equal(height, turned->height);
+    }
+    // Damaged: as it lies. A directory past the end, and a segment cut at every byte.
+    uint8_t part[32];
+    size_t n, all = tiff(part, false, 6);
+    uint8_t *file = with_exif(files[1], sizes[1], false, 6, &n);
+    for (size_t cut = 0; cut <= all + 12; cut++) {
+        uint8_t *exact = malloc(cut + 1); // reads past it are seen under ASan
+        memcpy(exact + 1, file, cut);
+        assert_int_equal(exif_orientation(exact + 1, cut), cut < all + 12 ? 1 : 6);
+        free(exact);
+    }
+    for (int i = 0; i < 8; i++) {
+        file[2 + 10 + i] ^= 0xff;
+        assert_int_equal(exif_orientation(file, n), 1);
+        file[2 + 10 + i] ^= 0xff;
+    }
+    assert_int_equal(exif_orientation(file, n), 6);
+}
+
 static void test_files(void **state) {
     (void)state;
     Error err = {0};
@@ -344,7 +428,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(test_png),     TEST(test_jpeg),  TEST(test_jpeg_kinds), TEST(test_truncated),
         TEST(test_count),
-        TEST(test_flipped), TEST(test_bombs), TEST(test_files),      TEST(test_resize),
+        TEST(test_flipped), TEST(test_bombs), TEST(test_exif), TEST(test_files), TEST(test_resize),
         TEST(test_fit),     TEST(test_grid),  TEST(test_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
