@@ -1,41 +1,22 @@
-// exact_vec.h: vectors of W floats in GCC's vector extension for the loops of exact.h, and the
-// plain conversions. Not backend/cpu/fast/vec.h: that may contract, and takes the processor's own
-// conversions, which treat NaN as they like.
+// exact_vec.h: the vectors of backend/lanes.h for the loops of exact.h, and the plain conversions.
+// Not backend/cpu/fast/vec.h: that may contract, and takes the processor's own conversions, which
+// treat NaN as they like.
 #ifndef KILN_EXACT_VEC_H
 #define KILN_EXACT_VEC_H
 
 #include "backend/exact.h"
+#include "backend/lanes.h"
+#include "backend/quant.h"
 
 #include <math.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
-#if defined(__AVX512F__)
-enum { W = 16 };
-#elif defined(__AVX2__)
-enum { W = 8 };
-#else
-enum { W = 4 };
-#endif
-#define INLINE static inline __attribute__((always_inline, unused))
-
-typedef float vf __attribute__((vector_size(W * 4)));
-typedef int32_t vi __attribute__((vector_size(W * 4)));
-typedef uint16_t vh __attribute__((vector_size(W * 2)));
-typedef uint8_t vb __attribute__((vector_size(W)));
 // Halves, as double.
 typedef double vd __attribute__((vector_size(W * 4)));
 typedef int64_t vl __attribute__((vector_size(W * 4)));
 typedef float half_f __attribute__((vector_size(W * 2)));
 typedef int32_t half_i __attribute__((vector_size(W * 2)));
 
-INLINE vf vload(const void *p) { vf v; memcpy(&v, p, sizeof v); return v; }
-INLINE void vstore(void *p, vf v) { memcpy(p, &v, sizeof v); }
-INLINE vf vset(float x) { return (vf){0} + x; }
 INLINE vi viset(int32_t x) { return (vi){0} + x; }
-INLINE vi vselect_int(vi mask, vi a, vi b) { return (mask & a) | (~mask & b); }
-INLINE vf vselect(vi mask, vf a, vf b) { return (vf)vselect_int(mask, (vi)a, (vi)b); }
 INLINE vf vabs(vf v) { return (vf)((vi)v & 0x7fffffff); }
 INLINE vi vtruncate(vf v) { return __builtin_convertvector(v, vi); }
 
@@ -54,7 +35,6 @@ INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
 INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
 #endif
 
-#define SHUFFLE __builtin_shufflevector
 // Lanes l and l ^ n trade places, n a power of two.
 INLINE vf vswap(vf v, int n) {
 #if defined(__AVX512F__)
@@ -86,35 +66,7 @@ INLINE vd vwiden(const float *p) { // W / 2 of them
     return __builtin_convertvector(h, vd);
 }
 
-// Transposes a W x W block: log2(W) rounds of interleaving rows i and i + W / 2.
-INLINE void transpose(float *to, int64_t ldt, const float *from, int64_t ldf) {
-    vf r[W], s[W];
-    for (int i = 0; i < W; i++) r[i] = vload(from + i * ldf);
-#pragma GCC unroll 4
-    for (int round = 1; round < W; round *= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < W / 2; i++) {
-            vf a = r[i], b = r[i + W / 2];
-#if defined(__AVX512F__)
-            s[2 * i] = SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            s[2 * i + 1] =
-                SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#elif defined(__AVX2__)
-            s[2 * i] = SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-            s[2 * i + 1] = SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-            s[2 * i] = SHUFFLE(a, b, 0, 4, 1, 5);
-            s[2 * i + 1] = SHUFFLE(a, b, 2, 6, 3, 7);
-#endif
-        }
-        memcpy(r, s, sizeof r);
-    }
-    for (int i = 0; i < W; i++) vstore(to + i * ldt, r[i]);
-}
-
-// quant_iq4_values.
-static const float book_value[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                     1,    13,   25,  38,  53,  69,  89,  113};
+static const float book_value[16] = {QUANT_IQ4_VALUES};
 
 // Number `index` (0..15) of a table of 16.
 INLINE vf look_up(const float *table, vi index) {

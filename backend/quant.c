@@ -5,8 +5,7 @@
 
 #include "backend/exact.h"
 
-const int8_t quant_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                     1,    13,   25,  38,  53,  69,  89,  113};
+const int8_t quant_iq4_values[16] = {QUANT_IQ4_VALUES};
 
 int quant_q3_k_scale(const uint8_t *s, int j) { // 12 bytes: 4 low bits, then 2 high bits of 16
     int low = j < 8 ? s[j] & 15 : s[j - 8] >> 4;

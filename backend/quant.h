@@ -18,7 +18,9 @@ float quant_load(DType t, const void *data, int64_t index); // one element; NaN 
 void quant_encode(DType t, const float *x, void *data, int64_t n);
 
 // ---- parts of the formats, for decoders of other speeds ----------------------------------------
-extern const int8_t quant_iq4_values[16]; // the code book of IQ4_NL and IQ4_XS, rising
+// The code book of IQ4_NL and IQ4_XS, rising.
+#define QUANT_IQ4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+extern const int8_t quant_iq4_values[16];
 // Scale j (of 16) of a Q3_K block's 12 bytes of scales, and scale and minimum j (of 8) of Q4_K, Q5_K.
 int quant_q3_k_scale(const uint8_t *s, int j);
 void quant_k_scale(const uint8_t *s, int j, int *scale, int *min);

@@ -45,14 +45,9 @@ static int jpeg_orientation(const uint8_t *p, size_t n) {
 }
 
 static int png_orientation(const uint8_t *p, size_t n) {
-    for (size_t at = 8; n - at >= 12;) {
-        Tiff t = {p, n, true};
-        size_t size = number(&t, at, 4);
-        if (size > n - at - 12) return 1;
-        if (!memcmp(p + at + 4, "eXIf", 4)) return tiff_orientation(p + at + 8, size);
-        at += size + 12;
-    }
-    return 1;
+    size_t size;
+    const uint8_t *chunk = image_png_chunk(p, n, "eXIf", &size);
+    return chunk ? tiff_orientation(chunk, size) : 1;
 }
 
 int exif_orientation(const uint8_t *file, size_t n) {

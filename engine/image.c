@@ -62,18 +62,22 @@ static spng_ctx *png_open(const uint8_t *bytes, size_t n, struct spng_ihdr *head
     return NULL;
 }
 
+const uint8_t *image_png_chunk(const uint8_t *file, size_t n, const char *name, size_t *size) {
+    for (size_t at = 8; n - at >= 12; at += *size + 12) {
+        *size = (size_t)file[at] << 24 | (size_t)file[at + 1] << 16 | (size_t)file[at + 2] << 8 |
+                file[at + 3];
+        if (*size > n - at - 12) return NULL;
+        if (!memcmp(file + at + 4, name, 4)) return file + at + 8;
+    }
+    return NULL;
+}
+
 // libspng stops reading at the last row, so that a file cut just behind it would pass: the chunks
 // that follow the pixels are walked here, and IEND must be there. It also leaves the zlib stream's
 // own end unchecked, which the chunk checksums cover.
 static bool png_has_end(const uint8_t *bytes, size_t n) {
-    for (size_t at = 8; n - at >= 12;) {
-        size_t size = (size_t)bytes[at] << 24 | (size_t)bytes[at + 1] << 16 |
-                      (size_t)bytes[at + 2] << 8 | bytes[at + 3];
-        if (size > n - at - 12) return false;
-        if (!memcmp(bytes + at + 4, "IEND", 4)) return size == 0;
-        at += size + 12;
-    }
-    return false;
+    size_t size;
+    return image_png_chunk(bytes, n, "IEND", &size) && size == 0;
 }
 
 static Image *png_decode(void *parent, const uint8_t *bytes, size_t n, Error *err) {

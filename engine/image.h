@@ -34,6 +34,10 @@ Image *image_load(void *parent, const char *path, Error *err); // the same from 
 // The value of a PNG's text chunk (tEXt, zTXt, iTXt), NULL when there is none or it is damaged.
 char *image_png_text(void *parent, const uint8_t *bytes, size_t n, const char *key);
 
+// The data, of *size bytes, of a PNG's first chunk of this name; NULL when there is none before the
+// file ends or is cut. Its checksum is not looked at.
+const uint8_t *image_png_chunk(const uint8_t *file, size_t n, const char *name, size_t *size);
+
 // ---- writing ----------------------------------------------------------------------------------
 typedef struct ImageText {
     const char *key;   // 1..79 characters of ASCII, for example "parameters"

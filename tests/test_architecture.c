@@ -63,7 +63,7 @@ static const struct {
     {"cblas", {"backend/cpu/fast/"}},
     {"openblas", {"backend/cpu/fast/"}},
     {"dnnl", {"backend/cpu/fast/"}},
-    {"immintrin.h", {"backend/cpu/", "backend/exact"}},
+    {"immintrin.h", {"backend/cpu/", "backend/lanes"}},
     {"arm_neon.h", {"backend/cpu/"}},
     {"cjson/", {"engine/json.c"}},
     {"windows.h", {"backend/os.c"}},

@@ -148,8 +148,6 @@ static void block_iq4_xs(const uint8_t *b, float *y) {
 }
 
 // ---- fp8, W at a time: as f16 of the same fields, which holds every value ---------------------
-typedef uint8_t vb __attribute__((vector_size(W)));
-
 INLINE vf fp8_values(DType type, vb b) {
     vh bits = __builtin_convertvector(b, vh);
     vh as_f16 = bits << 8;

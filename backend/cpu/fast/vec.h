@@ -1,35 +1,17 @@
-// vec.h: vectors of W floats in GCC's vector extension: one source for AVX-512, AVX2 and plain
-// builds (the compiler's target decides). Conversions from and to f16 and bf16, exp and the
-// activations, to about 2 units in the last place.
+// vec.h: arithmetic on the vectors of backend/lanes.h: conversions from and to f16 and bf16, exp and
+// the activations, to about 2 units in the last place.
 #ifndef KILN_CPU_VEC_H
 #define KILN_CPU_VEC_H
 
 #include "backend/cpu/cpu.h"
+#include "backend/lanes.h"
 
 #include <math.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
-#if defined(__AVX512F__)
-enum { W = 16 };
-#elif defined(__AVX2__)
-enum { W = 8 };
-#else
-enum { W = 4 };
-#endif
-#define INLINE static inline __attribute__((always_inline, unused))
 #define UNUSED __attribute__((unused))
 
-typedef float vf __attribute__((vector_size(W * 4)));
-typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef uint32_t vu __attribute__((vector_size(W * 4)));
-typedef uint16_t vh __attribute__((vector_size(W * 2)));
 
-INLINE vf vload(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
-INLINE void vstore(float *p, vf v) { memcpy(p, &v, sizeof v); }
-INLINE vf vset(float x) { return (vf){0} + x; }
-INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
 INLINE float vsum(vf v) {
     float t[W];
@@ -142,32 +124,6 @@ INLINE void vstore_n(float *p, vf v, int64_t n) {
     float t[W];
     vstore(t, v);
     for (int64_t i = 0; i < n; i++) p[i] = t[i];
-}
-
-// Transposes a W x W block: log2(W) rounds of interleaving rows i and i + W / 2.
-INLINE void transpose(float *to, int64_t ldt, const float *from, int64_t ldf) {
-    vf r[W], s[W];
-    for (int i = 0; i < W; i++) r[i] = vload(from + i * ldf);
-#pragma GCC unroll 4
-    for (int round = 1; round < W; round *= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < W / 2; i++) {
-#if defined(__AVX512F__)
-            s[2 * i] = __builtin_shufflevector(r[i], r[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
-                                               21, 6, 22, 7, 23);
-            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12,
-                                                   28, 13, 29, 14, 30, 15, 31);
-#elif defined(__AVX2__)
-            s[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
-            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-            s[2 * i] = __builtin_shufflevector(r[i], r[i + 2], 0, 4, 1, 5);
-            s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 2], 2, 6, 3, 7);
-#endif
-        }
-        memcpy(r, s, sizeof r);
-    }
-    for (int i = 0; i < W; i++) vstore(to + i * ldt, r[i]);
 }
 
 // ---- functions --------------------------------------------------------------------------------
