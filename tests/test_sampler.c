@@ -1,5 +1,6 @@
 // Solvers, schedules and guidance (engine/sampler.h, schedule.h, guidance.h) against what they are
-// on paper, without a model, and against recorded numbers (tools/ref/make_sampling_golden.py).
+// on paper, without a model, and against recorded numbers (tools/ref/make_sampling_golden.py,
+// make_sampler_golden.py).
 #include "engine/guidance.h"
 #include "engine/sampler.h"
 
@@ -156,9 +157,9 @@ static void schedules(void **state) {
 enum { TOY = 64 };
 
 typedef struct Toy {
-    const float *offset, *noises, *want; // [TOY], [20, TOY], [steps, TOY]
-    bool rising;                         // the same field in Nano-Sora's convention
-    int draws, steps;
+    const float *offset, *noises, *want; // [n], [draws, n], [steps, n]
+    int n, draws, steps;
+    bool rising; // the same field in Nano-Sora's convention
     double worst;
 } Toy;
 
@@ -180,7 +181,7 @@ static bool toy_velocity(void *user, double t, const float *x, float *v, Error *
     const Toy *toy = user;
     (void)err;
     double sigma = toy->rising ? 1 - t : t;
-    for (int i = 0; i < TOY; i++) {
+    for (int i = 0; i < toy->n; i++) {
         double d = (x[i] - toy_clean((double)x[i], sigma, (double)toy->offset[i])) / sigma;
         v[i] = (float)(toy->rising ? -d : d);
     }
@@ -190,15 +191,15 @@ static bool toy_velocity(void *user, double t, const float *x, float *v, Error *
 static bool toy_noise(void *user, float *out, Error *err) {
     Toy *toy = user;
     (void)err;
-    memcpy(out, toy->noises + toy->draws++ * TOY, TOY * sizeof *out);
+    memcpy(out, toy->noises + toy->draws++ * toy->n, (size_t)toy->n * sizeof *out);
     return true;
 }
 
 static bool toy_compare(void *user, int step, const float *x, Error *err) {
     Toy *toy = user;
     (void)err;
-    for (int i = 0; i < TOY; i++)
-        toy->worst = MAX(toy->worst, fabs((double)x[i] - (double)toy->want[step * TOY + i]));
+    for (int i = 0; i < toy->n; i++)
+        toy->worst = MAX(toy->worst, fabs((double)x[i] - (double)toy->want[step * toy->n + i]));
     toy->steps++;
     return true;
 }
@@ -225,7 +226,7 @@ static void trajectories_follow_the_formulas(void **state) {
             const Sampler *sampler = sampler_at(i);
             char *key = mem_printf(s, "toy.%s.%s.%d.%d", sampler->name, runs[k / 2].name,
                                    runs[k / 2].tokens, runs[k / 2].steps);
-            Toy toy = {.offset = golden(f, "toy.offset", NULL), .rising = rising,
+            Toy toy = {.offset = golden(f, "toy.offset", NULL), .n = TOY, .rising = rising,
                        .noises = golden(f, "toy.noises", NULL), .want = golden(f, key, NULL)};
             float x[TOY];
             memcpy(x, golden(f, "toy.noise0", NULL), sizeof x); // sigma_0 is 1
@@ -235,6 +236,72 @@ static void trajectories_follow_the_formulas(void **state) {
             assert_int_equal(toy.draws, sampler->stochastic ? s->steps - 1 : 0);
             if (!(toy.worst < 5e-6)) fail_msg("%s: off by %g", key, toy.worst);
         }
+    }
+    st_close(f);
+}
+
+// The results of ComfyUI's own samplers, on every schedule that it has for flows.
+enum { WIDTH = 32 };
+
+static const char *const recorded_samplers[] = {"euler", "euler_ancestral", "dpmpp_2m"};
+
+// Each call of the model has to be with the recorded x, where there is one.
+static bool asked_velocity(void *user, double t, const float *x, float *v, Error *err) {
+    Toy *toy = user;
+    for (int i = 0; toy->want && i < toy->n; i++)
+        toy->worst = MAX(toy->worst, fabs((double)x[i] - (double)toy->want[toy->steps * toy->n + i]));
+    toy->steps++;
+    return toy_velocity(user, t, x, v, err);
+}
+
+static void run_recorded(StFile *f, const char *schedule, int steps, size_t k) {
+    Error err = {0};
+    void *scratch = mem_new(NULL, 1);
+    const char *sampler = recorded_samplers[k];
+    size_t count;
+    const float *given = golden(f, mem_printf(scratch, "sigmas.%s.%d", schedule, steps), &count);
+    double sigmas[32];
+    assert_true(count <= COUNT_OF(sigmas));
+    for (size_t i = 0; i < count; i++) sigmas[i] = (double)given[i];
+    Schedule *s = schedule_given(scratch, sigmas, (int)count, &err);
+    CHECK(s);
+    const float *noise = golden(f, "noise0", NULL);
+    Toy toy = {.offset = golden(f, "offset", NULL), .noises = golden(f, "noises", NULL), .n = WIDTH};
+    if (!strcmp(schedule, "simple"))
+        toy.want = golden(f, mem_printf(scratch, "asked.%s.%d", sampler, steps), NULL);
+    float x[WIDTH];
+    for (int i = 0; i < WIDTH; i++) x[i] = given[0] * noise[i];
+    CHECK(sampler_run(sampler_find(sampler), s, x, WIDTH, (Velocity){asked_velocity, &toy},
+                      (Noise){toy_noise, &toy}, (AfterStep){NULL, NULL}, &err));
+    assert_int_equal(toy.steps, s->steps);
+    assert_int_equal(toy.draws, k == 1 ? s->steps - 1 : 0);
+    char *key = mem_printf(scratch, "final.%s.%d", schedule, steps);
+    const float *want = golden(f, key, NULL) + k * WIDTH;
+    for (int i = 0; i < WIDTH; i++)
+        toy.worst = MAX(toy.worst, fabs((double)x[i] - (double)want[i]));
+    if (!(toy.worst < 5e-6)) fail_msg("%s of %s: off by %g", key, sampler, toy.worst);
+    mem_free(scratch);
+}
+
+static void samplers_are_those_of_comfyui(void **state) {
+    (void)state;
+    static const char *const schedules_there[] = {
+        "simple", "normal", "sgm_uniform", "ddim_uniform", "karras", "exponential", "beta",
+        "linear_quadratic", "kl_optimal"};
+    Error err = {0};
+    StFile *f = st_open(NULL, "tests/golden/samplers.safetensors", &err);
+    CHECK(f);
+    for (int steps = 5; steps <= 20; steps *= 2) {
+        for (size_t i = 0; i < COUNT_OF(schedules_there); i++)
+            for (size_t k = 0; k < COUNT_OF(recorded_samplers); k++)
+                run_recorded(f, schedules_there[i], steps, k);
+        // "simple" of a flow with shift 3 is the uniform schedule here.
+        Schedule *s = schedule_flow(f, NULL, &FLOW_SHIFT_FIXED(3), 0, steps, &err);
+        CHECK(s);
+        size_t count;
+        const float *sigmas = golden(f, mem_printf(s, "sigmas.simple.%d", steps), &count);
+        assert_int_equal(count, steps + 1);
+        for (int i = 0; i <= steps; i++) assert_true(fabs(s->time[i] - (double)sigmas[i]) < 2e-7);
     }
     st_close(f);
 }
@@ -307,6 +374,7 @@ int main(void) {
         cmocka_unit_test(bad_numbers_stop),  cmocka_unit_test(callbacks_stop),
         cmocka_unit_test(schedules),         cmocka_unit_test(guidance),
         cmocka_unit_test(trajectories_follow_the_formulas),
+        cmocka_unit_test(samplers_are_those_of_comfyui),
         cmocka_unit_test(euler_is_that_of_diffusers),
         cmocka_unit_test(stochastic_needs_noise),
     };
