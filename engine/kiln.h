@@ -164,6 +164,7 @@ typedef struct KilnRequest {
     double cfg_scale;       // classifier-free guidance; 1: none, in half the time
     // Text models:
     const char *negative_prompt; // counts where cfg_scale is above 1; NULL: empty
+    bool prompt_weights;    // read (word:1.3), [word] and BREAK as A1111 does; else they are plain text
     int t5_tokens;          // length of T5's text; 0: the model's
     double guidance;        // the distilled guidance of FLUX dev
     double cfg_low, cfg_high; // part of the run, 0..1, in which cfg_scale acts; both 0: all of it

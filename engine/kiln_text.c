@@ -57,8 +57,9 @@ static bool translate(const KilnModel *m, const KilnRequest *r, const Cancel *ca
         return err_failed(err, "class: expected a prompt for this model, found a class; set prompt");
     *out = (FluxRequest){
         .prompt = prompt, .prompt_size = strlen(prompt), .negative = negative,
-        .negative_size = negative ? strlen(negative) : 0, .t5_tokens = r->t5_tokens, .count = r->count,
-        .width = r->width, .height = r->height, .seed = r->seed, .rng = kiln_noise(r->rng),
+        .negative_size = negative ? strlen(negative) : 0, .prompt_weights = r->prompt_weights,
+        .t5_tokens = r->t5_tokens, .count = r->count, .width = r->width, .height = r->height,
+        .seed = r->seed, .rng = kiln_noise(r->rng),
         .noise = r->noise, .steps = r->steps, .sampler = sampler_find(r->sampler), .shift = r->shift,
         .cfg = {.scale = r->cfg_scale, .kind = guidance_find(r->cfg_schedule ? r->cfg_schedule : "constant"),
                 .lo = r->cfg_low, .hi = r->cfg_high, .threshold = r->threshold},

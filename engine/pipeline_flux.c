@@ -237,6 +237,7 @@ void flux_pipeline_describe(const FluxPipeline *p, const FluxRequest *r, const F
     out->guidance = p->model->config.guidance ? r->guidance : 0;
     out->torch_rng = r->rng == NOISE_TORCH;
     describe_parts(p->parts, parent, out);
+    if (r->prompt_weights) parameters_add(parent, out, "Emphasis", "No norm"); // A1111's name for it
     if (r->init) parameters_add(parent, out, "Denoising strength", "%.15g", r->strength);
     if (r->schedule && r->schedule != schedule_at(0))
         parameters_add(parent, out, "Schedule type", "%s", r->schedule->name);

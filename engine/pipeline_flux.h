@@ -51,6 +51,7 @@ typedef struct FluxEvents {
 typedef struct FluxRequest {
     const char *prompt, *negative; // UTF-8; negative NULL: empty
     size_t prompt_size, negative_size;
+    bool prompt_weights;           // (word:1.3), [word], BREAK: engine/prompt.h; else text as it stands
     int t5_tokens;                 // 0: the model's
     int count, width, height;      // pictures; multiples of 16; 0: 1024
     int group;                     // pictures denoised at once, at most; 0: no more than pays

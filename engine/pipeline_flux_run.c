@@ -80,22 +80,33 @@ static bool load(const FluxJob *j, const Stage *s, const char *then, const char 
     return true;
 }
 
-// Prompts in order: the prompt, then the negative one.
-static bool encode_ids(const FluxJob *j, const Tokenizer *words, int tokens, int32_t *ids, Error *err) {
+// What a tokenizer left out of a prompt; NULL: nothing. Below parent.
+static char *what_was_cut(void *parent, const PromptTokens *t, const char *prompt, const char *encoder) {
+    if (t->chunks > 1) return mem_printf(parent, "%s reads the first chunk of the %s alone", encoder, prompt);
+    if (!t->truncated) return NULL;
+    return mem_printf(parent, "the %s was cut to %d tokens of %s", prompt, t->tokens, encoder);
+}
+
+// Prompts in order: the prompt, then the negative one. ids, weights (of each id; may be NULL): [P, tokens].
+// Of a text in chunks CLIP reads the first one, as A1111's pooled state is of it.
+static bool encode_ids(const FluxJob *j, const Tokenizer *words, int tokens, int32_t *ids, float *weights,
+                       Error *err) {
+    bool clip = tokenizer_info(words)->kind == TOKENIZER_CLIP, weighted = j->r->prompt_weights;
+    const PromptOptions options = {.raw = !weighted, .max_tokens = tokens,
+                                   .max_chunks = clip && weighted ? 2 : 1};
     const struct { const char *name, *text; size_t n; } prompt[] = {
         {"prompt", j->r->prompt, j->r->prompt_size},
         {"negative prompt", j->r->negative, j->r->negative_size},
     };
     for (int i = 0; i < j->shape.prompts; i++) {
         void *scratch = mem_new(NULL, 1);
-        Tokens out;
-        bool ok = tokenizer_encode(words, prompt[i].text, prompt[i].n, tokens, true, scratch, &out, err);
-        if (ok) memcpy(ids + (size_t)i * (size_t)tokens, out.ids, (size_t)tokens * sizeof *ids);
-        if (ok && out.truncated && j->on->warn) {
-            char *line = mem_printf(scratch, "the %s was cut to %d tokens of %s", prompt[i].name, tokens,
-                                    tokenizer_info(words)->kind == TOKENIZER_CLIP ? "CLIP" : "T5");
-            j->on->warn(j->on->user, line);
-        }
+        PromptTokens out;
+        size_t at = (size_t)i * (size_t)tokens;
+        bool ok = prompt_encode(scratch, words, prompt[i].text, prompt[i].n, &options, &out, err);
+        if (ok) memcpy(ids + at, out.ids, (size_t)tokens * sizeof *ids);
+        if (ok && weights) memcpy(weights + at, out.weights, (size_t)tokens * sizeof *weights);
+        char *cut = ok ? what_was_cut(scratch, &out, prompt[i].name, clip ? "CLIP" : "T5") : NULL;
+        if (cut && j->on->warn) j->on->warn(j->on->user, cut);
         mem_free(scratch);
         if (!ok) return err_prefix(err, "%s", prompt[i].name);
     }
@@ -123,7 +134,7 @@ static bool run_clip(FluxJob *j, Error *err) {
     float *hidden = MEM_ARRAY(j, float, (size_t)P * CLIP_TOKENS * (size_t)c->dim);
     j->pooled = MEM_ARRAY(j, float, (size_t)P * (size_t)p->model->config.pooled_dim);
     Stage s = {0};
-    bool ok = encode_ids(j, p->clip_words, CLIP_TOKENS, ids, err) &&
+    bool ok = encode_ids(j, p->clip_words, CLIP_TOKENS, ids, NULL, err) &&
               flux_stage_open(&s, p, STAGE_CLIP, &j->shape, 0, err) &&
               load(j, &s, "text", "block", err) &&
               clip_text_write(s.clip, ids, err) && pass(j, s.stack, true, err) &&
@@ -136,18 +147,27 @@ static bool run_clip(FluxJob *j, Error *err) {
     return ok;
 }
 
+// Each token's state times its weight; the mean is not restored (docs/decisions.md).
+static void weigh(const float *weights, int rows, int width, float *states) {
+    for (int i = 0; i < rows; i++, states += width)
+        for (int k = 0; k < width; k++) states[k] *= weights[i];
+}
+
 static bool run_t5(FluxJob *j, Error *err) {
     FluxPipeline *p = j->p;
     int P = j->shape.prompts, T = j->shape.text, J = p->model->config.text_dim;
     const char *warning = t5_warning(j, &p->t5->config, J);
     if (warning && j->on->warn) j->on->warn(j->on->user, warning);
     int32_t *ids = MEM_ARRAY(j, int32_t, P * T);
+    float *weights = MEM_ARRAY(j, float, P * T);
     j->states = MEM_ARRAY(j, float, (size_t)P * (size_t)T * (size_t)J);
     Stage s = {0};
-    bool ok = encode_ids(j, p->t5_words, T, ids, err) &&
+    bool ok = encode_ids(j, p->t5_words, T, ids, weights, err) &&
               flux_stage_open(&s, p, STAGE_T5, &j->shape, 0, err) && load(j, &s, "text", "block", err) &&
               t5_text_write(s.t5, ids, NULL, err) && pass(j, s.stack, true, err) &&
-              t5_text_read(s.t5, J, j->states, err) && keep_text(j, "t5xxl", T, J, j->states, err);
+              t5_text_read(s.t5, J, j->states, err);
+    if (ok) weigh(weights, P * T, J, j->states);
+    ok = ok && keep_text(j, "t5xxl", T, J, j->states, err);
     end_stage(j, &s, STAGE_T5);
     return ok;
 }

@@ -102,8 +102,8 @@ static size_t read_step(Reading *r, const char *s, size_t n, Error *err) {
     if (s[0] && bracket) {
         int which = *bracket == '[';
         if (r->depth[which] == PROMPT_MAX_DEPTH) {
-            err_failed(err, "prompt: expected at most %d open brackets, found more; write \\%c for "
-                            "the character, or use --raw-prompt", PROMPT_MAX_DEPTH, s[0]);
+            err_failed(err, "expected at most %d open brackets, found more; write \\%c for the character",
+                       PROMPT_MAX_DEPTH, s[0]);
             return 0;
         }
         r->open[which][r->depth[which]++] = r->spans.n;
@@ -131,7 +131,7 @@ static bool join_spans(void *parent, const Reading *r, Prompt *out, Error *err) 
     for (int i = 0; i < r->spans.n; i++) {
         const struct Piece *p = &r->spans.v[i];
         if (!(fabs(p->weight) <= (double)PROMPT_MAX_WEIGHT)) {
-            err_failed(err, "prompt: expected weights of at most %g, found %g; nest less",
+            err_failed(err, "expected weights of at most %g, found %g; nest less",
                        (double)PROMPT_MAX_WEIGHT, p->weight);
             mem_free(out->span);
             *out = (Prompt){0};
@@ -162,7 +162,7 @@ static bool join_spans(void *parent, const Reading *r, Prompt *out, Error *err) 
 bool prompt_parse(void *parent, const char *text, size_t n, Prompt *out, Error *err) {
     size_t bad;
     if (!utf8_valid(text, n, &bad))
-        return err_failed(err, "prompt: expected text in UTF-8, found byte 0x%02x at offset %zu; "
+        return err_failed(err, "expected text in UTF-8, found byte 0x%02x at offset %zu; "
                                "save the text as UTF-8", (uint8_t)text[bad], bad);
     void *scope = mem_new(NULL, 1);
     Reading r = {.scope = scope, .text = mem_new(scope, n + 1)};
@@ -178,6 +178,7 @@ bool prompt_parse(void *parent, const char *text, size_t n, Prompt *out, Error *
     mem_free(scope);
     return ok;
 }
+
 // ---- tokens -----------------------------------------------------------------------------------
 
 typedef struct Chunks { // text tokens alone, chunk after chunk
@@ -262,9 +263,10 @@ bool prompt_encode(void *parent, const Tokenizer *t, const char *text, size_t n,
     int most = options->max_tokens ? options->max_tokens : info->max_tokens;
     int max_chunks = options->max_chunks ? options->max_chunks : 1;
     *out = (PromptTokens){0};
-    if (most <= special || max_chunks < 1)
-        return err_failed(err, "tokens: expected room for %d or more, found %d; raise the limit",
-                          special + 1, most);
+    int least = special + (max_chunks > 1); // a further chunk must be able to take a token
+    if (most < least || max_chunks < 1)
+        return err_failed(err, "tokens: expected room for %d or more, found %d; raise the limit", least,
+                          most);
     void *scope = mem_new(NULL, 1);
     Chunks c = {.scope = scope, .t = t, .room = most - special, .max = max_chunks};
     c.comma = tokenizer_find(t, info->kind == TOKENIZER_CLIP ? ",</w>" : ",");

@@ -26,7 +26,8 @@ typedef struct Prompt {
     int count;
 } Prompt;
 
-// Reads the syntax. Errors: brackets nested deeper, or weights larger, than the limits above.
+// Reads the syntax. Errors, worded as tokenizer_encode's: brackets nested deeper, or weights larger, than
+// the limits above.
 bool prompt_parse(void *parent, const char *text, size_t n, Prompt *out, Error *err);
 
 typedef struct PromptOptions {

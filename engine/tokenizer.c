@@ -299,10 +299,10 @@ Tokenizer *tokenizer_open(void *parent, TokenizerKind kind, const char *path, Er
 static bool encode(const Tokenizer *t, const char *text, size_t n, Ids *ids, Error *err) {
     size_t bad;
     if (n > TOKENIZER_MAX_TEXT)
-        return err_failed(err, "prompt: expected at most %d MiB of text, found %zu bytes; shorten "
+        return err_failed(err, "expected at most %d MiB of text, found %zu bytes; shorten "
                                "it", TOKENIZER_MAX_TEXT >> 20, n);
     if (!utf8_valid(text, n, &bad))
-        return err_failed(err, "prompt: expected text in UTF-8, found byte 0x%02x at offset %zu; "
+        return err_failed(err, "expected text in UTF-8, found byte 0x%02x at offset %zu; "
                                "save the text as UTF-8", (uint8_t)text[bad], bad);
     if (t->sentencepiece)
         between(t, 0, text, n, ids);

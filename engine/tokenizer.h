@@ -41,7 +41,8 @@ typedef struct Tokens {
 // text[n] in UTF-8 (invalid bytes are an error that names the first one; zero bytes are text) to
 // ids: start and end included, cut to max_tokens (end kept; 0: no limit) and, with `pad`, filled
 // up to max_tokens. Special tokens spelled out in the text become those tokens, as in
-// transformers. Time is near-linear in n; with a limit little beyond it is looked at.
+// transformers. Time is near-linear in n; with a limit little beyond it is looked at. What an error says of
+// the text begins with "expected": put the text's name before it.
 bool tokenizer_encode(const Tokenizer *t, const char *text, size_t n, int max_tokens, bool pad,
                       void *parent, Tokens *out, Error *err);
 

@@ -188,7 +188,8 @@ static void test_options_of_other_models(void **state) {
     (void)state;
     static const char *const lines[] = {
         "generate -m nano -p cat", "generate -m nano --prompt cat", "generate -m nano -n dog",
-        "generate -m nano --raw-prompt", "generate -m nano --t5-tokens 64",
+        "generate -m nano --raw-prompt", "generate -m nano --prompt-weights",
+        "generate -m nano --t5-tokens 64",
         "generate -m nano --init-img x.png", "generate -m nano --guidance 3.5",
         "generate -m nano --cfg-interval 0:1", "generate -m nano --cfg-schedule constant",
         "generate -m nano --threshold 0.9", "generate -m nano --shift 3",

@@ -335,6 +335,8 @@ static void settings_in_the_picture(void **state) {
     WANT_TEXT(settings(scope, png),
               "Model: flux-q8_0, Module 1: ae, T5 tokens: 77, Weights: f16, Precision: f32, "
               "VAE tiling: 512x16");
+    WANT_STATUS(generate(scope, "weights", model_of("weights"), mem_printf(scope, "%s --steps 1", out)), 0);
+    WANT_TEXT(settings(scope, png), "Model: flux, Emphasis: No norm, T5 tokens: 24");
     // What would break the line into wrong parts is quoted, as A1111 does.
     char *odd = at("a,b.safetensors");
     assert_int_equal(symlink(world->checkpoint, odd), 0);
@@ -390,6 +392,16 @@ static void prompts_from_files(void **state) {
     WANT_STATUS(prompted(scope, "another", "-q"), 0);
     assert_true(pixels(at("p.png")) != want);
 
+    // Brackets are text, but where weights are asked for.
+    WANT_STATUS(prompted(scope, "(one_word:1.9)", "-q"), 0);
+    uint64_t literal = pixels(at("p.png"));
+    WANT_STATUS(prompted(scope, "(one_word:1.9)", "-q --raw-prompt"), 0);
+    assert_true(pixels(at("p.png")) == literal && literal != want);
+    WANT_STATUS(prompted(scope, "(one_word:1.9)", "-q --prompt-weights"), 0);
+    assert_true(pixels(at("p.png")) != literal && pixels(at("p.png")) != want);
+    WANT_STATUS(prompted(scope, "(one_word:1)", "-q --prompt-weights"), 0);
+    assert_true(pixels(at("p.png")) == want);
+
     Result idle = prompted(scope, "x", "-n y");
     WANT_STATUS(idle, 0);
     WANT_TEXT(idle.err, "--negative-prompt: nothing reads it");
@@ -438,6 +450,9 @@ static void requests_that_cannot_be(void **state) {
     REFUSED(1, "at most 8192", "%s -p x -W 8208 -H 64", m);
     REFUSED(2, "expected -p PROMPT", "%s -W 64", m);
     REFUSED(2, "--class", "%s -p x --class cat", m);
+    REFUSED(2, "found both", "%s -p x --prompt-weights --raw-prompt", m);
+    REFUSED(1, "negative prompt: expected weights of at most 10000, found 20000",
+            "%s -p x -n (x:20000) --cfg-scale 2 --prompt-weights -W 64 -H 64", m);
     REFUSED(2, "--strength", "%s -p x --strength 0.5", m);
     REFUSED(2, "from 1 to 512", "%s -p x --t5-tokens 513", m);
     REFUSED(2, "LO:HI", "%s -p x --cfg-interval 0.5:0.5", m);

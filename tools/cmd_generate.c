@@ -45,8 +45,11 @@ static const Option options[] = {
      .help = "What the picture shows. @FILE reads a file, - standard input. May be empty."},
     {.name = "negative-prompt", .letter = 'n', .kind = OPT_TEXT, V(negative), .value = "TEXT",
      .help = "What it should not show; counts with --cfg-scale above 1."},
+    {.name = "prompt-weights", .kind = OPT_FLAG, V(prompt_weights),
+     .help = "Read (word:1.3), [word] and BREAK as A1111 does; the weights scale T5's states. Without it "
+             "FLUX takes them as plain text."},
     {.name = "raw-prompt", .kind = OPT_FLAG, V(raw_prompt),
-     .help = "Take (word:1.3), [word] and BREAK as plain text (FLUX always does)."},
+     .help = "Take (word:1.3), [word] and BREAK as plain text, whatever the model's habit."},
     {.name = "t5-tokens", .kind = OPT_INT, V(t5_tokens), .value = "N", .min = 1, .max = 512,
      .says = "the model's (dev: 512, schnell: 256)",
      .help = "Length that T5's tokens are padded or cut to."},
@@ -125,8 +128,8 @@ static const Option options[] = {
 // ---- which model ------------------------------------------------------------------------------
 
 // Options that say something to one kind of model only.
-static const char *const of_text[] = {"prompt", "negative-prompt", "raw-prompt", "t5-tokens",
-                                      "init-img", "strength", "guidance", "cfg-interval",
+static const char *const of_text[] = {"prompt", "negative-prompt", "prompt-weights", "raw-prompt",
+                                      "t5-tokens", "init-img", "strength", "guidance", "cfg-interval",
                                       "cfg-schedule", "threshold", "shift", "type", "vae-tiling"};
 static const char *const of_nano[] = {"class"};
 
@@ -141,6 +144,8 @@ static bool refuse_given(const Cmd *cmd, const char *const *names, size_t n, con
 
 static bool check(const Cmd *cmd, const GenerateValues *v, Error *err) {
     if (!text_model_check(cmd, &v->names, "-m MODEL", err)) return false;
+    if (v->prompt_weights && v->raw_prompt)
+        return cmd_usage(cmd, err, "--raw-prompt: expected it or --prompt-weights, found both");
     if (cmd_given(cmd, "strength") && !v->init_img)
         return cmd_usage(cmd, err, "--strength: expected --init-img beside it, found none");
     const struct { const char *name, *path; } pictures[] = {{"output", v->output},

@@ -13,7 +13,7 @@ typedef struct GenerateValues {
     CommonOptions common;
     TextModelNames names;
     const char *prompt, *negative, *init_img;
-    bool raw_prompt;
+    bool prompt_weights, raw_prompt;
     OptList classes;
     int64_t width, height, batch, steps, t5_tokens;
     uint64_t seed;

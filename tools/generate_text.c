@@ -80,6 +80,7 @@ static bool make_request(Cmd *cmd, const GenerateValues *v, TextJob *t, Error *e
         !read_prompt("negative-prompt", t->job, v->negative, &r->negative, &r->negative_size, err) ||
         !sampling_options(cmd, v, r, err))
         return false;
+    r->prompt_weights = v->prompt_weights;
     r->t5_tokens = (int)v->t5_tokens;
     r->count = cmd_given(cmd, "batch-count") ? (int)v->batch : 1;
     r->width = (int)v->width, r->height = (int)v->height;

@@ -6,7 +6,7 @@ thresholding, DistillT5's projection. Truth for check_flux_options.py and make_f
 
 case: prompt, negative, width, height, steps, seed, tokens, guidance, cfg, interval (lo, hi),
 cfg_schedule, threshold, shift, sampler, init ([H, W, 3] uint8), strength, count, states (text encoder
-outputs in place of T5's: {prompt: [1, T, J]}).
+outputs in place of T5's: {prompt: [1, T, J]}), pooled (in place of CLIP's: {prompt: [1, D]}).
 """
 import numpy as np
 import torch
@@ -89,6 +89,8 @@ def picture(pipe, case):
         if "states" in case:
             embeds = case["states"][text]
             ids = torch.zeros(embeds.shape[1], 3)
+        if "pooled" in case:
+            pooled = case["pooled"][text]
         encoded.append((embeds, pooled, ids))
     sigmas = sigmas_of(pipe, case)
     shape = (count, channels, h // 8, w // 8)
@@ -129,6 +131,28 @@ def picture(pipe, case):
     image = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return dict(image=(image * 255).round().astype(np.uint8), latent=x.numpy(), sigmas=sigmas.numpy(), noise=noise.numpy(),
                 steps=[s.numpy() for s in steps])
+
+
+@torch.no_grad()
+def weighted(pipe, phrases, tokens):
+    """(states [1, tokens, J], pooled [1, D]) of phrases [(text, weight)] with None at each BREAK, as A1111 tokenises
+    them, one by one: T5's states times the weights, CLIP's pooled state of what stands before the first BREAK."""
+    def ids_of(tokenizer, phrases, room):
+        ids, weights = [], []
+        for text, weight in filter(None, phrases):
+            new = tokenizer(text, add_special_tokens=False).input_ids
+            ids, weights = ids + new, weights + [weight] * len(new)
+        assert len(ids) <= room
+        return ids, weights
+
+    ids, weights = ids_of(pipe.tokenizer_2, phrases, tokens - 1)
+    padding = tokens - 1 - len(ids)
+    states = pipe.text_encoder_2(torch.tensor([ids + [1] + [0] * padding]))[0]
+    states = states * torch.tensor(weights + [1.0] * (padding + 1))[:, None]
+    first = phrases[:phrases.index(None)] if None in phrases else phrases
+    ids = ids_of(pipe.tokenizer, first, 75)[0]
+    pooled = pipe.text_encoder(torch.tensor([[49406] + ids + [49407] * (76 - len(ids))])).pooler_output
+    return states, pooled
 
 
 def distilled(encoder, tokenizer, w0, w3, text, tokens, width):

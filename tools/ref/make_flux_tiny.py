@@ -179,7 +179,13 @@ def cases():
     yield "second", one | dict(width=48, height=32, steps=6, sampler="dpmpp_2m", guidance=1.5, tokens=77)
     yield "image", one | dict(init="wide.png", strength=0.6, steps=5, seed=5)
     yield "pair", one | dict(width=48, height=32, count=2)
+    yield "weights", cfg | dict(prompt="a (red fox:1.6), [dim] BREAK ((fog))", negative="(ice:-0.5) BREAK", width=32, height=48)
     yield "distill", one | dict(width=32, height=48, steps=2, distill=True, prompt="fog")
+
+
+PHRASES = {"a (red fox:1.6), [dim] BREAK ((fog))": [("a ", 1.0), ("red fox", 1.6), (", ", 1.0), ("dim", 1 / 1.1), None,
+                                                   ("fog", 1.1 * 1.1)],
+           "(ice:-0.5) BREAK": [("ice", -0.5), None]}  # as A1111's parse_prompt_attention reads them
 
 
 def arguments(case):
@@ -193,12 +199,12 @@ def arguments(case):
         out += ["--cfg-interval", "%g:%g" % case["interval"]]
     if "init" in case:
         out += ["--init-img", "golden:" + case["init"]]
-    return [str(x) for x in out]
+    return [str(x) for x in out] + ["--prompt-weights"] * (case["prompt"] in PHRASES)
 
 
 def by_diffusers(pipe, case):
     """The same picture by diffusers' own loop, where it has the settings."""
-    if {"sampler", "distill", "shift", "count"} & set(case):
+    if {"sampler", "states", "shift", "count"} & set(case):
         return None
     kind = diffusers.FluxImg2ImgPipeline if "init" in case else diffusers.FluxPipeline
     own = kind(**pipe.components)
@@ -230,6 +236,9 @@ def main():
         if "distill" in case:
             case["states"] = {t: flux_loop.distilled(base, pipe.tokenizer_2, w0, w3, t, case["tokens"], 32)
                               for t in (case["prompt"], "")}
+        if case["prompt"] in PHRASES:
+            texts = {t: flux_loop.weighted(pipe, PHRASES[t], case["tokens"]) for t in (case["prompt"], case["negative"])}
+            case |= {"states": {t: x[0] for t, x in texts.items()}, "pooled": {t: x[1] for t, x in texts.items()}}
         got = flux_loop.picture(pipe, case)
         own = by_diffusers(pipe, case)
         for k, image in enumerate(got["image"]):
