@@ -126,7 +126,7 @@ static bool generate(KilnModel *m, const KilnRequest *r, KilnImages *images, Err
     void *scratch = mem_new(images, 1);
     float *x = MEM_ARRAY(scratch, float, (size_t)f.count * picture);
     float *z = MEM_ARRAY(scratch, float, (size_t)f.count * latent);
-    bool ok = flux_pipeline_generate(m->flux, &f, x, z, NULL, err);
+    bool ok = flux_pipeline_generate(m->flux, &f, &p, x, z, NULL, err);
     if (ok) kiln_images_begin(images, m, r, f.steps, r->cfg_scale, f.width, f.height);
     if (ok) {
         Parameters *text = &images->parameters;

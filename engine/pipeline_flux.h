@@ -100,6 +100,7 @@ typedef struct FluxPlan {
     int steps;            // that are run: fewer than the request's where it starts from a picture
     int groups;           // of pictures, as even as can be, the larger ones first
     int tile_width, tile_height; // pixels, where a picture is decoded or encoded in tiles; else 0
+    uint64_t budget;      // that was asked for; 0: the device's
     uint64_t peak_bytes, driver_bytes;
     double planning_ms;
 } FluxPlan;
@@ -112,8 +113,8 @@ void flux_pipeline_close(FluxPipeline *p); // NULL is allowed
 FluxInfo flux_pipeline_info(const FluxPipeline *p);
 // Fills in what is 0 in the request and checks it.
 bool flux_pipeline_check(const FluxPipeline *p, FluxRequest *r, Error *err);
-// Plans every stage within `budget` bytes (0: the device's). False where one does not fit: the text
-// gives the smallest budget that does.
+// Plans every stage of a checked request within `budget` bytes (0: the device's). False where one does
+// not fit: the text gives the smallest budget that does.
 bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, FluxPlan *plan, Error *err);
 
 // The smallest budget in which every stage can be planned (to 1 MiB, in whose favour it errs); 0:
@@ -136,9 +137,9 @@ typedef struct FluxMeasured {
         int passes;           // over all units
     } stage[FLUX_MAX_STAGES];
 } FluxMeasured;
-// pictures [count, 3, H, W] in -1..1 (not clamped), latents [count, C, H/8, W/8]. `measured` may be
-// NULL.
-bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *r, float *pictures, float *latents,
-                            FluxMeasured *measured, Error *err);
+// Runs a checked request as flux_pipeline_plan planned it, within the same budget. pictures
+// [count, 3, H, W] in -1..1 (not clamped), latents [count, C, H/8, W/8]. `measured` may be NULL.
+bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *r, const FluxPlan *plan, float *pictures,
+                            float *latents, FluxMeasured *measured, Error *err);
 
 #endif

@@ -60,7 +60,5 @@ VaeRun *flux_vae_stage(FluxPipeline *p, VaePass pass, const FluxRequest *r, uint
 // `count` pictures in `groups` groups as even as can be, the larger ones first.
 typedef struct Groups { int count, groups; } Groups;
 int flux_group_size(Groups g, int i); // 0: there is no group i
-// The split that a run within `budget` bytes takes; one picture at a time where nothing fits.
-Groups flux_groups(FluxPipeline *p, const FluxRequest *r, const Shape *shape, uint64_t budget);
 
 #endif

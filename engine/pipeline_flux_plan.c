@@ -45,7 +45,8 @@ static double split_traffic(FluxPipeline *p, const Shape *shape, Groups g, uint6
     return total;
 }
 
-Groups flux_groups(FluxPipeline *p, const FluxRequest *r, const Shape *shape, uint64_t budget) {
+// The split that a run within `budget` bytes takes; one picture at a time where nothing fits.
+static Groups find_groups(FluxPipeline *p, const FluxRequest *r, const Shape *shape, uint64_t budget) {
     Groups best = {r->count, r->count};
     double stay, step, least = -1;
     if (r->count == 1 || !group_traffic(p, shape, 1, budget, &stay, &step) || step == 0) return best;
@@ -104,7 +105,7 @@ static bool plan_vae(FluxPipeline *p, VaePass pass, const FluxRequest *r, uint64
 // The transformer's passes over the groups of pictures, the smaller ones of which have a plan of their own.
 static bool plan_steps(FluxPipeline *p, const FluxRequest *r, const Shape *shape, uint64_t budget,
                        FluxPlan *plan, Error *err) {
-    Groups g = flux_groups(p, r, shape, budget);
+    Groups g = find_groups(p, r, shape, budget);
     Shape group = *shape;
     plan->groups = g.groups;
     for (int i = 0; i < 2; i++) {
@@ -186,7 +187,7 @@ uint64_t flux_pipeline_smallest(FluxPipeline *p, const FluxRequest *r) {
 
 bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, FluxPlan *plan, Error *err) {
     double start = os_seconds();
-    *plan = (FluxPlan){.driver_bytes = dev_info(p->dev)->driver_bytes};
+    *plan = (FluxPlan){.budget = budget, .driver_bytes = dev_info(p->dev)->driver_bytes};
     Schedule *schedule = flux_request_schedule(p, p, r, err);
     if (!schedule) return false;
     plan->steps = schedule->steps;

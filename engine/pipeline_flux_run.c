@@ -9,6 +9,7 @@ typedef struct FluxJob {
     FluxPipeline *p;
     const FluxRequest *r;
     const FluxEvents *on;
+    uint64_t budget;        // of each stage
     Shape shape;
     Schedule *schedule;
     float *pooled;          // [P, pooled_dim]
@@ -135,7 +136,7 @@ static bool run_clip(FluxJob *j, Error *err) {
     j->pooled = MEM_ARRAY(j, float, (size_t)P * (size_t)p->model->config.pooled_dim);
     Stage s = {0};
     bool ok = encode_ids(j, p->clip_words, CLIP_TOKENS, ids, NULL, err) &&
-              flux_stage_open(&s, p, STAGE_CLIP, &j->shape, 0, err) &&
+              flux_stage_open(&s, p, STAGE_CLIP, &j->shape, j->budget, err) &&
               load(j, &s, "text", "block", err) &&
               clip_text_write(s.clip, ids, err) && pass(j, s.stack, true, err) &&
               param_read(s.clip->pooled, DT_F32, j->pooled, err) &&
@@ -163,7 +164,8 @@ static bool run_t5(FluxJob *j, Error *err) {
     j->states = MEM_ARRAY(j, float, (size_t)P * (size_t)T * (size_t)J);
     Stage s = {0};
     bool ok = encode_ids(j, p->t5_words, T, ids, weights, err) &&
-              flux_stage_open(&s, p, STAGE_T5, &j->shape, 0, err) && load(j, &s, "text", "block", err) &&
+              flux_stage_open(&s, p, STAGE_T5, &j->shape, j->budget, err) &&
+              load(j, &s, "text", "block", err) &&
               t5_text_write(s.t5, ids, NULL, err) && pass(j, s.stack, true, err) &&
               t5_text_read(s.t5, J, j->states, err);
     if (ok) weigh(weights, P * T, J, j->states);
@@ -186,7 +188,7 @@ static bool write_features(const FluxJob *j, const FluxSchedule *s, Error *err) 
 
 static bool run_schedule(FluxJob *j, Error *err) {
     Stage s = {0};
-    bool ok = flux_stage_open(&s, j->p, STAGE_SCHEDULE, &j->shape, 0, err) &&
+    bool ok = flux_stage_open(&s, j->p, STAGE_SCHEDULE, &j->shape, j->budget, err) &&
               load(j, &s, "schedule", "block", err) &&
               write_features(j, s.schedule, err) &&
               param_write(s.schedule->pooled, DT_F32, j->pooled, err) &&
@@ -261,7 +263,7 @@ static bool draw(void *user, float *out, Error *err) {
 static bool open_steps(FluxJob *j, Error *err) {
     StageId id = j->first ? STAGE_REST : STAGE_STEP;
     j->prompt = -1;
-    return flux_stage_open(&j->step, j->p, id, &j->shape, 0, err) &&
+    return flux_stage_open(&j->step, j->p, id, &j->shape, j->budget, err) &&
            load(j, &j->step, "denoise", "step", err) &&
            flux_step_write_rope(j->step.step, j->shape.rows, j->shape.columns, err);
 }
@@ -305,24 +307,21 @@ static bool run_steps(FluxJob *j, float *latents, Error *err) {
 
 // ---- start and end ------------------------------------------------------------------------------
 
-// Latents of the picture to start from, sampled with each picture's own noise: [count, C, h, w].
+static void on_tile(void *user, int done, int total) { on_unit(user, NULL, done, total); }
+
+// Latents of the picture to start from, each sampled with its picture's own noise: [count, C, h, w].
 static bool encode_init(FluxJob *j, float *out, Error *err) {
     const FluxRequest *r = j->r;
-    begin(j, "encode", "picture");
+    begin(j, "encode", "tile");
     float *planes = MEM_ARRAY(j, float, (size_t)3 * (size_t)r->width * (size_t)r->height);
-    float *noise = MEM_ARRAY(j, float, j->numbers);
     image_to_floats(r->init, planes);
-    VaeRun *run = flux_vae_stage(j->p, VAE_ENCODE, r, 0, err);
-    bool ok = run;
-    for (int k = 0; k < r->count && ok; k++) {
-        noise_draw(j->noise[k], noise);
-        VaeCall call = {.batch = 1, .cancel = r->cancel};
-        ok = vae_encode(run, planes, noise, out + (size_t)k * j->numbers, &call, err);
-    }
+    for (int k = 0; k < r->count; k++) noise_draw(j->noise[k], out + (size_t)k * j->numbers);
+    VaeRun *run = flux_vae_stage(j->p, VAE_ENCODE, r, j->budget, err);
+    VaeCall call = {.samples = r->count, .cancel = r->cancel, .progress = on_tile, .user = j};
+    bool ok = run && vae_encode(run, planes, out, out, &call, err);
     measure(j, "encode", 0);
     vae_run_free(run);
     mem_free(planes);
-    mem_free(noise);
     return ok;
 }
 
@@ -346,11 +345,9 @@ static bool start(FluxJob *j, float *latents, Error *err) {
     return ok;
 }
 
-static void on_tile(void *user, int done, int total) { on_unit(user, NULL, done, total); }
-
 static bool decode(FluxJob *j, const float *latents, float *pictures, Error *err) {
     begin(j, "decode", "tile");
-    VaeRun *run = flux_vae_stage(j->p, VAE_DECODE, j->r, 0, err);
+    VaeRun *run = flux_vae_stage(j->p, VAE_DECODE, j->r, j->budget, err);
     VaeCall call = {.batch = j->r->count, .cancel = j->r->cancel, .progress = on_tile, .user = j};
     bool ok = run && vae_decode(run, latents, pictures, &call, err);
     measure(j, "decode", 0);
@@ -358,20 +355,21 @@ static bool decode(FluxJob *j, const float *latents, float *pictures, Error *err
     return ok;
 }
 
-bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *request, float *pictures, float *latents,
-                            FluxMeasured *measured, Error *err) {
+bool flux_pipeline_generate(FluxPipeline *p, const FluxRequest *request, const FluxPlan *plan,
+                            float *pictures, float *latents, FluxMeasured *measured, Error *err) {
     FluxRequest r = *request;
     if (!flux_pipeline_check(p, &r, err)) return false;
+    if (plan->groups < 1 || plan->groups > r.count)
+        return err_failed(err, "generate: expected the plan of %d pictures, found one of %d groups; this is "
+                          "a defect", r.count, plan->groups);
     FluxJob *j = MEM_NEW(p, FluxJob);
-    *j = (FluxJob){.p = p, .r = &r, .on = &r.events};
+    *j = (FluxJob){.p = p, .r = &r, .on = &r.events, .budget = plan->budget,
+                    .groups = {r.count, plan->groups}};
     p->cancel = r.cancel, p->on = &r.events;
     double t0 = os_seconds();
     j->schedule = flux_request_schedule(j, p, &r, err);
     bool ok = j->schedule != NULL;
-    if (ok) {
-        j->shape = flux_shape(&r, j->schedule->steps);
-        j->groups = flux_groups(p, &r, &j->shape, 0);
-    }
+    if (ok) j->shape = flux_shape(&r, j->schedule->steps);
     j->numbers = (size_t)p->info.channels * (size_t)(r.width / 8) * (size_t)(r.height / 8);
     ok = ok && run_clip(j, err) && run_t5(j, err);
     double t1 = os_seconds();

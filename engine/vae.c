@@ -372,6 +372,16 @@ bool vae_decode(VaeRun *r, const float *latents, float *image, const VaeCall *ca
     return true;
 }
 
+// n numbers of one sample from the encoder's result: the mean, behind it (AutoencoderKL) the log variance.
+static void sample(const VaeInfo *info, size_t n, const float *moments, const float *noise, float *z) {
+    bool drawn = noise && info->kind == VAE_KL;
+    for (size_t i = 0; i < n; i++) {
+        float v = moments[i];
+        if (drawn) v += noise[i] * expf(0.5f * MIN(MAX(moments[n + i], -30.0f), 20.0f));
+        z[i] = (v - (float)info->shift) * (float)info->scale;
+    }
+}
+
 bool vae_encode(VaeRun *r, const float *image, const float *noise, float *latents, const VaeCall *call,
                 Error *err) {
     if (!call) call = &one_picture;
@@ -379,19 +389,15 @@ bool vae_encode(VaeRun *r, const float *image, const float *noise, float *latent
     const VaeInfo *info = &r->vae->info;
     size_t area = (size_t)r->x.length * (size_t)r->y.length, n = area * (size_t)info->channels;
     size_t pixels = 3 * area * (size_t)info->factor * (size_t)info->factor;
+    size_t samples = (size_t)MAX(call->samples, 1);
     int batch = MAX(call->batch, 1), done = 0, total = batch * r->x.count * r->y.count;
-    bool kl = info->kind == VAE_KL, ok = true;
+    bool ok = true;
     float *moments = MEM_ARRAY(NULL, float, 2 * n);
     for (int k = 0; ok && k < batch; k++) {
         ok = run_picture(r, image + (size_t)k * pixels, moments, &done, total, call, err);
-        float *z = latents + (size_t)k * n;
-        for (size_t i = 0; ok && i < n; i++) {
-            float v = moments[i];
-            if (kl && noise) {
-                float logvar = MIN(MAX(moments[n + i], -30.0f), 20.0f);
-                v += noise[(size_t)k * n + i] * expf(0.5f * logvar);
-            }
-            z[i] = (v - (float)info->shift) * (float)info->scale;
+        for (size_t i = 0; ok && i < samples; i++) {
+            size_t at = ((size_t)k * samples + i) * n;
+            sample(info, n, moments, noise ? noise + at : NULL, latents + at);
         }
     }
     mem_free(moments);

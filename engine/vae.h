@@ -84,6 +84,7 @@ void vae_run_free(VaeRun *run); // with its device memory; NULL is allowed
 
 typedef struct VaeCall {
     int batch;             // B, pictures one after the other; 0: 1
+    int samples;           // S, encode: of each picture's distribution; 0: 1
     const Cancel *cancel;  // may be NULL
     // Before each tile (`done` of `total` over the batch); may be NULL.
     void (*progress)(void *user, int done, int total);
@@ -93,9 +94,10 @@ typedef struct VaeCall {
 // latents [B, C, H / factor, W / factor] -> image [B, 3, H, W], both f32. `call` NULL: one picture.
 // NaN or infinity in the result is an error.
 bool vae_decode(VaeRun *run, const float *latents, float *image, const VaeCall *call, Error *err);
-// image [B, 3, H, W] -> latents [B, C, H / factor, W / factor]: the mean of the posterior, or with
-// `noise` (normal numbers of the same shape) its sample mean + noise * exp(log variance / 2), the
-// log variance clamped to -30..20. Tiny autoencoders have no variance: noise is ignored.
+// image [B, 3, H, W] -> latents [B, S, C, H / factor, W / factor]: the mean of the posterior, or with
+// `noise` (normal numbers of the same shape; may be `latents` itself) its samples mean + noise *
+// exp(log variance / 2), the log variance clamped to -30..20. The network runs once per picture,
+// whatever S is. Tiny autoencoders have no variance: noise is ignored.
 bool vae_encode(VaeRun *run, const float *image, const float *noise, float *latents,
                 const VaeCall *call, Error *err);
 

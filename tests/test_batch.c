@@ -57,17 +57,20 @@ typedef struct Output {
     float *clean;              // the same of what each headed for
     int count, taken, groups, next; // next: the first picture of the next group
     int64_t done, total;       // of progress in the stage "denoise"
-    bool denoising;
+    bool denoising, encoding;
+    int encoded;               // tiles of the picture to start from
 } Output;
 
 static void on_stage(void *user, const char *name, const char *unit) {
     Output *out = user;
     (void)unit;
     out->denoising = !strcmp(name, "denoise");
+    out->encoding = !strcmp(name, "encode");
 }
 
 static void on_progress(void *user, int64_t done, int64_t total) {
     Output *out = user;
+    out->encoded += out->encoding;
     if (!out->denoising) return;
     assert_true(done >= out->done && done <= total);
     out->done = done, out->total = total;
@@ -104,12 +107,14 @@ static void generate(World *w, FluxRequest r, Output *out) {
                             .after_step = on_step, .user = out};
     CHECK(flux_pipeline_check(w->pipeline, &r, &err));
     CHECK(flux_pipeline_plan(w->pipeline, &r, 0, &out->plan, &err));
-    CHECK(flux_pipeline_generate(w->pipeline, &r, out->pictures, out->latents, &out->measured, &err));
+    CHECK(flux_pipeline_generate(w->pipeline, &r, &out->plan, out->pictures, out->latents, &out->measured,
+                                 &err));
     assert_int_equal(out->groups, out->plan.groups);
     assert_int_equal(out->next, r.count);
     assert_int_equal(out->taken, r.count * out->plan.steps);
     assert_int_equal(out->done, out->plan.groups * out->plan.steps);
     assert_int_equal(out->total, out->done);
+    assert_int_equal(out->encoded, r.init != NULL); // once, however many pictures start from it
 }
 
 static const FluxStagePlan *stage_of(const FluxPlan *plan, const char *name, int *index) {

@@ -172,7 +172,9 @@ static void generate(FluxPipeline *p, Output *out) {
     FluxRequest r = {.prompt = "a lighthouse", .prompt_size = 12, .t5_tokens = TEXT, .width = SIDE,
                      .height = SIDE, .steps = 1, .seed = 3, .cfg = {.scale = 1}, .guidance = 3.5,
                      .events = {.array = keep_array, .user = out}};
-    CHECK(flux_pipeline_generate(p, &r, out->picture, out->latents, NULL, &err));
+    FluxPlan plan;
+    CHECK(flux_pipeline_check(p, &r, &err) && flux_pipeline_plan(p, &r, 0, &plan, &err));
+    CHECK(flux_pipeline_generate(p, &r, &plan, out->picture, out->latents, NULL, &err));
 }
 
 // Weights that read as `base`, but for one block, which reads as `other`.

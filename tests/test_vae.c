@@ -406,6 +406,50 @@ static void test_small_buffers(void **state) {
     mem_free(mem);
 }
 
+typedef struct Tiles { int told, total; } Tiles;
+
+static void count_tiles(void *user, int done, int total) {
+    Tiles *t = user;
+    assert_int_equal(done, t->told++);
+    t->total = total;
+}
+
+// Several samples of a picture are what as many calls give, and the encoder runs once for all of them,
+// whole or in tiles; the noise may lie where the samples go.
+static void test_samples(void **state) {
+    const State *s = *state;
+    enum { PICTURES = 2, SAMPLES = 3, SIDE = 48, EACH = 16 * (SIDE / 4) * (SIDE / 4),
+           PIXELS = 3 * SIDE * SIDE };
+    Error err = {0};
+    void *mem = mem_new(NULL, 1);
+    Vae *vae = flux_vae(mem);
+    float *picture = inputs(mem, "samples.picture", PICTURES * PIXELS, -1, 1);
+    float *noise = inputs(mem, "samples.noise", PICTURES * SAMPLES * EACH, -2, 2);
+    float *one = MEM_ARRAY(mem, float, EACH), *all = MEM_ARRAY(mem, float, PICTURES * SAMPLES * EACH);
+    for (int tile = 0; tile <= 32; tile += 32) {
+        VaeSpec spec = {.pass = VAE_ENCODE, .width = SIDE, .height = SIDE, .compute = DT_F32, .tile = tile,
+                        .tiling = tile ? VAE_TILING_ON : VAE_TILING_OFF};
+        VaeRun *run = vae_plan(mem, s->cpu, vae, &spec, &err);
+        CHECK(run);
+        int tiles = vae_memory(run).tiles_x * vae_memory(run).tiles_y;
+        assert_true((tiles > 1) == (tile > 0));
+        Tiles seen = {0};
+        VaeCall call = {.batch = PICTURES, .samples = SAMPLES, .progress = count_tiles, .user = &seen};
+        memcpy(all, noise, sizeof(float) * PICTURES * SAMPLES * EACH);
+        CHECK(vae_encode(run, picture, all, all, &call, &err));
+        assert_int_equal(seen.told, PICTURES * tiles);
+        assert_int_equal(seen.total, PICTURES * tiles);
+        for (int i = 0; i < PICTURES * SAMPLES; i++) {
+            CHECK(vae_encode(run, picture + i / SAMPLES * PIXELS, noise + i * EACH, one, NULL, &err));
+            assert_memory_equal(one, all + i * EACH, EACH * sizeof(float));
+            if (i) assert_memory_not_equal(one, all, EACH * sizeof(float));
+        }
+        vae_run_free(run);
+    }
+    vae_close(vae);
+    mem_free(mem);
+}
+
 // ---- the real tiny autoencoder and a photograph -----------------------------------------------
 
 #define TAEF2 "../shared/reference-data/taef2"
@@ -498,7 +542,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_original_names), cmocka_unit_test(test_kl), cmocka_unit_test(test_bands),
         cmocka_unit_test(test_tiny), cmocka_unit_test(test_budget), cmocka_unit_test(test_small_buffers),
-        cmocka_unit_test(test_photograph),
+        cmocka_unit_test(test_samples), cmocka_unit_test(test_photograph),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

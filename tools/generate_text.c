@@ -202,7 +202,7 @@ static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, FluxMeasured *s, E
     t->request.events = (FluxEvents){on_stage, on_progress, on_part, on_warning, on_array,
                                        on_group, on_step, t};
     float *latents = MEM_ARRAY(job, float, (size_t)job->count * job->latent_numbers);
-    if (!flux_pipeline_generate(p, &t->request, job->pictures, latents, s, err)) return false;
+    if (!flux_pipeline_generate(p, &t->request, plan, job->pictures, latents, s, err)) return false;
     job->text_seconds = s->text;
     job->denoise_seconds = s->encode + s->schedule + s->denoise;
     double start = os_seconds();
