@@ -31,7 +31,7 @@ typedef enum {
     STATUS_CANCELLED = 130, // interrupted by the user
 } Status;
 
-enum { ERROR_TEXT = 512, ERROR_ITEMS = 10, ERROR_ITEM_TEXT = 200 };
+enum { ERROR_TEXT = 1024, ERROR_ITEMS = 10, ERROR_ITEM_TEXT = 200 };
 
 typedef struct Error {
     Status status;

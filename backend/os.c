@@ -334,6 +334,12 @@ char *os_cache_dir(void *parent) {
 
 // A lock tells a living writer's file from one that a killed run left; it goes with the process.
 static TempResult raw_create(RawFile *f, const char *temp, const char *target, Error *err) {
+    struct stat st, old;
+    bool replaces = stat(target, &old) == 0;
+    if (!replaces && errno == ENAMETOOLONG) { // the temporary name alone may fit
+        fail_errno(err, target, "a name that its folder can hold", "choose a shorter one");
+        return TEMP_FAILED;
+    }
     *f = open(temp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (*f < 0 && errno == EEXIST) return TEMP_TAKEN;
     if (*f < 0) {
@@ -341,13 +347,12 @@ static TempResult raw_create(RawFile *f, const char *temp, const char *target, E
                    "choose another place or make the folder");
         return TEMP_FAILED;
     }
-    struct stat st, old;
     (void)flock(*f, LOCK_EX | LOCK_NB);
     if (fstat(*f, &st) == 0 && st.st_nlink == 0) { // a cleaner took it between open and lock
         close(*f);
         return TEMP_TAKEN;
     }
-    if (stat(target, &old) == 0) (void)fchmod(*f, old.st_mode & 0777);
+    if (replaces) (void)fchmod(*f, old.st_mode & 0777);
     return TEMP_OPENED;
 }
 

@@ -79,6 +79,18 @@ static void test_write_errors(void **state) {
     assert_non_null(strstr(err.text, "no/such/file: expected "));
     assert_null(out_open(NULL, dir, &err));
     assert_non_null(strstr(err.text, "found a folder"));
+    // A name that is too long is found when it is opened, not when it is renamed at the end.
+    char name[300 + 1] = {0};
+    memset(name, 'n', sizeof name - 1);
+    for (int length = 255; length <= 300; length += 45) {
+        name[length] = 0;
+        char *path = os_path_join(dir, dir, name);
+        OutFile *out = out_open(NULL, path, &err);
+        assert_true((length == 255) == (out != NULL));
+        assert_true(!out || out_commit(out, &err));
+        assert_true(out || strstr(err.text, mem_printf(dir, "%s: expected a name that its folder can", path)));
+        name[length] = 'n';
+    }
     // A full disk: every write fails there.
     if (os_path_kind("/dev/full") == PATH_FILE) {
         assert_false(os_write_file("/dev/full", "x", 1, &err));
