@@ -19,6 +19,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -144,6 +145,24 @@ static inline Result kiln(void *scope, const char *format, ...) {
         if (result_.status != (wanted)) print_message("stderr: %s\n", result_.err);         \
         assert_int_equal(result_.status, wanted);                                            \
     } while (0)
+
+// How often a successful run puts a file `name` into folder `dir`: creating each under another name
+// first, without which the kernel would join the events.
+static inline int times_written(const char *dir, const char *name, const char *line) {
+    void *scope = mem_new(NULL, 1);
+    int watch = inotify_init1(IN_NONBLOCK), count = 0;
+    assert_true(watch >= 0 && inotify_add_watch(watch, dir, IN_CREATE | IN_MOVED_TO) >= 0);
+    WANT_STATUS(kiln(scope, "%s", line), 0);
+    char events[4096] __attribute__((aligned(__alignof__(struct inotify_event))));
+    for (ssize_t n; (n = read(watch, events, sizeof events)) > 0;)
+        for (char *e = events; e < events + n;
+             e += sizeof(struct inotify_event) + ((struct inotify_event *)e)->len)
+            count += strcmp(((struct inotify_event *)e)->name, name) == 0;
+    close(watch);
+    mem_free(scope);
+    return count;
+}
+
 #define WANT_TEXT(text, part)                                                                \
     do {                                                                                     \
         if (!strstr(text, part)) print_message("expected \"%s\" in: %s\n", part, text);     \

@@ -45,7 +45,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (int k = 0; k < 2 && !t[k]; k++) t[k] = tokenizer_builtin(NULL, (TokenizerKind)k, NULL);
     if (size < 2) return 0;
     PromptOptions o = {.raw = data[0] & 1, .no_pad = data[0] & 2, .max_chunks = data[0] >> 2 & 7,
-                       .max_tokens = 3 + data[1] % 80};
+                       .max_tokens = 1 + data[1] % 80};
     const char *text = (const char *)data + 2;
     size_t n = size - 2, total = 0, bad;
     Error err = {0};

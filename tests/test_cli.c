@@ -349,6 +349,11 @@ static void test_names_and_grid(void **state) {
     assert_true(pixels(mem_printf(scope, "%s/p.png", dir)) ==
                 pixels(mem_printf(scope, "%s/y.png", dir)));
     assert_int_equal(entries(dir), 7);
+    char *line = mem_printf(scope, "generate -m %s --class red -s 1 --steps 5 -o %s/y.png "
+                                    "--preview %s/p.png -q", world->model, dir, dir);
+    assert_int_equal(times_written(dir, "p.png", line), 5);
+    line = mem_printf(scope, "%s --preview-every 2", line); // and the last
+    assert_int_equal(times_written(dir, "p.png", line), 3);
     mem_free(scope);
 }
 

@@ -279,6 +279,9 @@ static void files_beside_the_picture(void **state) {
     r = generate(scope, "second", model_of("second"), mem_printf(scope, "-o %s %s", png, noise));
     WANT_STATUS(r, 1);
     want_one_line(&r);
+    char *line = mem_printf(scope, "generate -m %s -p x -W 16 -H 16 -s 1 --steps 5 --t5-tokens 16 -q -o %s "
+                                    "--preview %s --preview-every 3", world->folder, png, at("preview.png"));
+    assert_int_equal(times_written(cli->dir, "preview.png", line), 2);
     mem_free(scope);
 }
 
@@ -453,6 +456,7 @@ static void requests_that_cannot_be(void **state) {
     REFUSED(2, "found both", "%s -p x --prompt-weights --raw-prompt", m);
     REFUSED(1, "negative prompt: expected weights of at most 10000, found 20000",
             "%s -p x -n (x:20000) --cfg-scale 2 --prompt-weights -W 64 -H 64", m);
+    REFUSED(2, "--preview beside it", "%s -p x --preview-every 2", m);
     REFUSED(2, "--strength", "%s -p x --strength 0.5", m);
     REFUSED(2, "from 1 to 512", "%s -p x --t5-tokens 513", m);
     REFUSED(2, "LO:HI", "%s -p x --cfg-interval 0.5:0.5", m);

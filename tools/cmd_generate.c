@@ -122,6 +122,9 @@ static const Option options[] = {
              "numbers."},
     {.name = "preview", .kind = OPT_TEXT, V(preview), .value = "FILE",
      .help = "Picture file that is rewritten as the pictures form."},
+    {.name = "preview-every", .kind = OPT_INT, V(preview_every), .value = "N", .min = 1,
+     .max = SCHEDULE_MAX_STEPS, .fallback = "1",
+     .help = "Steps from one preview to the next. The last step always makes one."},
     COMMON_OPTIONS(GenerateValues),
 };
 
@@ -148,6 +151,8 @@ static bool check(const Cmd *cmd, const GenerateValues *v, Error *err) {
         return cmd_usage(cmd, err, "--raw-prompt: expected it or --prompt-weights, found both");
     if (cmd_given(cmd, "strength") && !v->init_img)
         return cmd_usage(cmd, err, "--strength: expected --init-img beside it, found none");
+    if (cmd_given(cmd, "preview-every") && !v->preview)
+        return cmd_usage(cmd, err, "--preview-every: expected --preview beside it, found none");
     const struct { const char *name, *path; } pictures[] = {{"output", v->output},
                                                             {"preview", v->preview}};
     for (size_t i = 0; i < COUNT_OF(pictures); i++)
@@ -174,6 +179,7 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
 void generate_common(const Cmd *cmd, const GenerateValues *v, Job *job) {
     job->seed = cmd_given(cmd, "seed") ? v->seed : os_random_seed();
     job->output = v->output, job->dump = v->dump, job->preview = v->preview;
+    job->preview_every = (int)v->preview_every;
     job->grid = v->grid;
     job->parameters.torch_rng = strcmp(v->rng, "torch") == 0;
 }

@@ -15,7 +15,7 @@ typedef struct GenerateValues {
     const char *prompt, *negative, *init_img;
     bool prompt_weights, raw_prompt;
     OptList classes;
-    int64_t width, height, batch, steps, t5_tokens;
+    int64_t width, height, batch, steps, t5_tokens, preview_every;
     uint64_t seed;
     const char *precision, *vae_tiling, *sampler, *schedule, *rng;
     const char *cfg_interval, *cfg_schedule;

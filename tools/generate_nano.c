@@ -100,7 +100,7 @@ static bool after_step(void *user, const NanoProgress *p, Error *err) {
     NanoJob *n = user;
     progress_update(n->cmd->progress, p->done, p->total, dev_memory(n->dev).used, NULL);
     job_keep_latents(n->job, p->step, p->first, p->pictures, p->x);
-    if (!job_preview_due(n->job, p->done == p->total)) return true;
+    if (!job_preview_due(n->job, p->step)) return true;
     const Image **images = MEM_ARRAY(NULL, const Image *, p->pictures);
     bool ok = true;
     for (int i = 0; i < p->pictures && ok; i++)

@@ -8,7 +8,6 @@
 
 enum { GAP = 2, WHITE = 255, MAX_DIGITS = 9, SHEET_COLUMNS = 8 };
 #define MAX_TRACE_BYTES ((uint64_t)2 << 30)
-#define PREVIEW_SECONDS 0.3
 
 Job *job_new(void *parent) {
     Job *job = MEM_NEW(parent, Job);
@@ -129,11 +128,8 @@ void job_keep_latents(Job *job, int step, int first, int pictures, const float *
            (size_t)pictures * n * sizeof(float));
 }
 
-bool job_preview_due(Job *job, bool last) {
-    double now = os_seconds();
-    if (!job->preview || (now - job->last_preview < PREVIEW_SECONDS && !last)) return false;
-    job->last_preview = now;
-    return true;
+bool job_preview_due(const Job *job, int step) {
+    return job->preview && ((step + 1) % job->preview_every == 0 || step == steps_of(job) - 1);
 }
 
 bool job_preview(Job *job, const Image *const *images, int count, Error *err) {

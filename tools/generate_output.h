@@ -23,13 +23,13 @@ typedef struct Job {
     float *noise;            // [count, C, h, w]: given (--noise); NULL: drawn from the seed
     bool draws;              // more than the first noise is drawn from the seed
     const char *output, *dump, *preview;
+    int preview_every;       // steps
     bool grid;
     float *pictures;         // [count, 3, H, W] in -1..1
     char **paths;            // files written
     int path_count;
     double started, load_seconds, text_seconds, denoise_seconds, decode_seconds;
     float *trace;            // --dump: [steps, count, C, h, w]
-    double last_preview;
 } Job;
 
 Job *job_new(void *parent);
@@ -45,8 +45,8 @@ bool job_begin_trace(Job *job, Error *err);
 bool job_begin_dump(Job *job, const float *noise, const float *sigmas, int points, Error *err);
 // Latents of `pictures` pictures from `first` on, after step `step` (from 0).
 void job_keep_latents(Job *job, int step, int first, int pictures, const float *latents);
-// True when --preview is asked for and its time has come (`last`: in any case).
-bool job_preview_due(Job *job, bool last);
+// Whether a preview is to be made after step `step` (from 0); after the last one always.
+bool job_preview_due(const Job *job, int step);
 bool job_preview(Job *job, const Image *const *images, int count, Error *err); // rewrites the file
 bool job_write(Job *job, const float *final_latents, Error *err);
 

@@ -159,7 +159,7 @@ static bool on_step(void *user, int step, int picture, const float *latent, cons
     Job *job = t->job;
     job_keep_latents(job, step, picture, 1, latent);
     const PreviewTable *table = preview_table(job->channels);
-    if (!table || picture != t->first || !job_preview_due(job, step == job->taken - 1)) return true;
+    if (!table || picture != t->first || !job_preview_due(job, step)) return true;
     Image *image = preview_image(NULL, table, clean, job->latent_width, job->latent_height, err);
     const Image *images[] = {image};
     bool ok = image && job_preview(job, images, 1, err);
