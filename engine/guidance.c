@@ -24,10 +24,9 @@ static const double TWO_PI = 6.283185307179586476925286766559;
 static double weight_cosine(double u) { return (1 - cos(TWO_PI * u)) / 2; }
 
 static const GuidanceKind kinds[] = {
-    {"constant", "the same scale in every step", weight_constant},
-    {"triangle", "rises to the middle of the run and falls again, in straight lines; mean kept",
-     weight_triangle},
-    {"cosine", "the same along a cosine", weight_cosine},
+    {"constant", weight_constant}, // the same scale in every step
+    {"triangle", weight_triangle}, // rises to the middle of the run and falls again, in straight lines
+    {"cosine", weight_cosine},     // the same along a cosine
 };
 
 const GuidanceKind *guidance_at(int i) {

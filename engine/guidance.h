@@ -13,7 +13,7 @@ void guidance_cfg(float *out, const float *cond, const float *uncond, float scal
 // How the scale goes over the run: step i of n is at u = (i + 1/2) / n and has the weight w(u);
 // scale_i = 1 + (scale - 1) w_i / mean(w), so the mean over the run is `scale`.
 typedef struct GuidanceKind {
-    const char *name, *help;
+    const char *name;
     double (*weight)(double u);
 } GuidanceKind;
 

@@ -33,7 +33,6 @@ struct Loader {
     Cond *changed;
     Thread *threads[MAX_THREADS];
     int started;
-    double waited;
     // Under the mutex:
     bool stop;
     Slot *slots;
@@ -232,11 +231,7 @@ bool loader_next(Loader *l, LoaderBatch *batch, Error *err) {
         cond_wake_all(l->changed);
     }
     Slot *slot = &l->slots[l->given % l->slot_count];
-    if (slot->state != SLOT_READY) {
-        double start = os_seconds();
-        while (slot->state != SLOT_READY) cond_wait(l->changed, l->mutex);
-        l->waited += os_seconds() - start;
-    }
+    while (slot->state != SLOT_READY) cond_wait(l->changed, l->mutex);
     // After a failure or the end the slot stays: asking again gives the same answer.
     l->holds = !slot->failed && slot->batch.count;
     mutex_unlock(l->mutex);
@@ -261,8 +256,6 @@ int64_t loader_replaced(Loader *l) {
     mutex_unlock(l->mutex);
     return replaced;
 }
-
-double loader_waited(const Loader *l) { return l->waited; }
 
 void loader_close(Loader *l) {
     if (!l) return;

@@ -53,8 +53,6 @@ bool loader_next(Loader *loader, LoaderBatch *batch, Error *err);
 int loader_batches_per_epoch(const Loader *loader);
 // Pictures replaced because they were damaged (0 when all were decoded beforehand).
 int64_t loader_replaced(Loader *loader);
-double
-loader_waited(const Loader *loader); // seconds that loader_next waited: 0 when it keeps ahead
-void loader_close(Loader *loader);   // at any moment; NULL is allowed
+void loader_close(Loader *loader); // at any moment; NULL is allowed
 
 #endif

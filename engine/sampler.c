@@ -31,9 +31,8 @@ static void blend(float *x, double a, const float *clean, double b, size_t n) {
 
 // Euler: x += (t' - t) v. The factor is rounded to f32 first, as PyTorch does with x + v * dt.
 static bool step_euler(SamplerRun *run, int i, Error *err) {
-    double t = run->schedule->time[i];
-    if (!run->velocity.eval(run->velocity.user, t, run->x, run->v, err)) return false;
-    float dt = (float)(run->schedule->time[i + 1] - t);
+    if (!ask(run, i, err)) return false;
+    float dt = (float)(run->schedule->time[i + 1] - run->schedule->time[i]);
     for (size_t k = 0; k < run->n; k++) run->x[k] = run->x[k] + run->v[k] * dt;
     return true;
 }
@@ -79,11 +78,9 @@ static bool step_dpmpp_2m(SamplerRun *run, int i, Error *err) {
 }
 
 static const Sampler samplers[] = {
-    {"euler", "one call of the model per step, first order", "Euler", 1, false, false, step_euler},
-    {"euler_ancestral", "euler that takes noise out and puts fresh noise in", "Euler a", 1, true,
-     false, step_ancestral},
-    {"dpmpp_2m", "DPM-Solver++(2M): one call per step, second order", "DPM++ 2M", 1, false, true,
-     step_dpmpp_2m},
+    {"euler", "Euler", false, false, step_euler},
+    {"euler_ancestral", "Euler a", true, false, step_ancestral},
+    {"dpmpp_2m", "DPM++ 2M", false, true, step_dpmpp_2m},
 };
 
 const Sampler *sampler_at(int i) {
@@ -109,7 +106,7 @@ bool sampler_run(const Sampler *sampler, const Schedule *schedule, float *x, siz
                  Velocity velocity, Noise noise, AfterStep after, Error *err) {
     if (sampler->stochastic && !noise.call)
         return err_failed(err, "sampler %s: expected a source of noise, found none", sampler->name);
-    SamplerRun run = {.schedule = schedule, .velocity = velocity, .noise = noise, .after = after,
+    SamplerRun run = {.schedule = schedule, .velocity = velocity, .noise = noise,
                       .x = x, .n = n};
     void *scratch = mem_new(NULL, 1);
     run.v = MEM_ARRAY(scratch, float, n);

@@ -34,7 +34,6 @@ typedef struct SamplerRun {
     const Schedule *schedule;
     Velocity velocity;
     Noise noise;
-    AfterStep after; // call may be NULL
     float *x;        // [n]: noise in, picture out
     size_t n;
     float *v;        // [n]: the last velocity; scratch of the solvers
@@ -42,9 +41,8 @@ typedef struct SamplerRun {
 } SamplerRun;
 
 typedef struct Sampler {
-    const char *name, *help;
+    const char *name;
     const char *title; // as the A1111 web UI calls it, for the settings in pictures
-    int evals;       // calls of the model per step
     bool stochastic; // draws noise on the way
     bool keeps;      // has SamplerRun.memory
     bool (*step)(SamplerRun *run, int i, Error *err);
@@ -55,6 +53,6 @@ const Sampler *sampler_at(int i);              // NULL: past the last
 // Runs all steps on x in place. After each step x is checked: a NaN or infinity stops the run with
 // the step named. A stochastic sampler without noise.call is an error.
 bool sampler_run(const Sampler *sampler, const Schedule *schedule, float *x, size_t n,
-                 Velocity velocity, Noise noise, AfterStep after, Error *err);
+                 Velocity velocity, Noise noise, AfterStep after, Error *err); // after.call may be NULL
 
 #endif

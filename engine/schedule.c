@@ -18,8 +18,7 @@ static void sigmas_uniform(double *points, int steps) {
 }
 
 static const ScheduleKind kinds[] = {
-    {"uniform", "equal steps of the flow's time, before the model's shift", fill_uniform,
-     sigmas_uniform},
+    {"uniform", fill_uniform, sigmas_uniform},
 };
 
 const ScheduleKind *schedule_at(int i) {

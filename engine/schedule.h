@@ -19,7 +19,7 @@ typedef struct Schedule {
 enum { SCHEDULE_MAX_STEPS = 10000 };
 
 typedef struct ScheduleKind {
-    const char *name, *help;
+    const char *name;
     void (*fill)(double *points, int steps);   // rising, points[0..steps]
     void (*sigmas)(double *points, int steps); // falling, before the shift, points[0..steps - 1]
 } ScheduleKind;
@@ -50,7 +50,7 @@ typedef struct FlowShift {
     ((FlowShift){.dynamic = true, .shift = 3, .base_shift = 0.5, .max_shift = 1.15, \
                  .base_tokens = 256, .max_tokens = 4096})
 
-#define SHIFT_MIN 0.001 // --shift
+#define SHIFT_MIN 0.001 // of a configuration; --shift allows less
 #define SHIFT_MAX 1000.0
 
 // scheduler/scheduler_config.json of n bytes. Members that are missing have diffusers' defaults

@@ -243,7 +243,6 @@ int stack_units(const Stack *s) { return s->units; }
 bool stack_unit_resident(const Stack *s, int unit) { return s->unit[unit]->slot == RESIDENT; }
 uint64_t stack_unit_bytes(const Stack *s, int unit) { return s->unit[unit]->moved; }
 double stack_unit_seconds(const Stack *s, int unit) { return s->unit[unit]->seconds; }
-double stack_unit_waited(const Stack *s, int unit) { return s->unit[unit]->waited; }
 
 Work stack_unit_work(const Stack *s, int unit) {
     PlanStats stats = plan_stats(s->unit[unit]->plan);

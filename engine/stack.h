@@ -82,10 +82,8 @@ uint64_t stack_moved(const Stack *s);
 int stack_units(const Stack *s);
 bool stack_unit_resident(const Stack *s, int unit);
 uint64_t stack_unit_bytes(const Stack *s, int unit); // of its weights
-// Seconds the device spent on a unit in the last pass, and those it waited for its weights; its work
-// (after stack_prepare).
+// Seconds the device spent on a unit in the last pass; its work (after stack_prepare).
 double stack_unit_seconds(const Stack *s, int unit);
-double stack_unit_waited(const Stack *s, int unit);
 Work stack_unit_work(const Stack *s, int unit);
 
 #endif

@@ -24,7 +24,7 @@ typedef struct Unit {
     Buffer **block;        // resident: its own; else the slot's
     UploadItem *item;      // [items]: its weights, once they have buffers
     int items;
-    double seconds, waited;
+    double seconds; // of the last pass
 } Unit;
 
 typedef struct Slot { int blocks; uint64_t *bytes; Buffer **block; } Slot;

@@ -232,14 +232,12 @@ static bool run_units(Stack *s, const StackPass *pass, int end, Error *err) {
     for (int i = pass->first; i < end; i++) {
         Unit *u = s->unit[i];
         if (pass->progress) pass->progress(pass->user, u->spec->name, i - pass->first, end - pass->first);
-        double start = os_seconds();
         if (u->slot != RESIDENT && !wait_loaded(s->feed, pass->cancel, err)) return false;
-        double ready = os_seconds();
+        double start = os_seconds();
         if (asked(pass->cancel)) return err_set(err, STATUS_CANCELLED, "cancelled");
         if (!plan_run(u->plan, pass->cancel, err))
             return (err && err->status == STATUS_CANCELLED) ? false : err_prefix(err, "%s", u->spec->name);
-        u->waited = ready - start;
-        u->seconds = os_seconds() - ready;
+        u->seconds = os_seconds() - start;
         if (u->slot != RESIDENT) has_run(s, i);
     }
     return true;

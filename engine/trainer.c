@@ -125,7 +125,6 @@ void trainer_free(Trainer *t) {
 }
 
 RunMemory trainer_memory(const Trainer *t) { return run_memory(t->run); }
-PlanStats trainer_stats(const Trainer *t) { return plan_stats(t->step.plan); }
 const CheckpointPart *trainer_parts(const Trainer *t) { return t->part; }
 Store *trainer_weights(const Trainer *t) { return t->part[PART_WEIGHTS].store; }
 Store *trainer_ema(const Trainer *t) { return t->part[PART_EMA].store; }

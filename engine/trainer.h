@@ -32,14 +32,14 @@ typedef struct TrainerResult {
     bool found_inf; // a gradient (or the loss) was NaN or infinite: nothing was changed
 } TrainerResult;
 
-// Plans everything and allocates. Weights are undefined until trainer_init or trainer_load.
+// Plans everything and allocates. Weights are undefined until trainer_init, trainer_set_weights, or
+// until a checkpoint was read into trainer_parts.
 Trainer *trainer_new(void *parent, Device *dev, const TrainerOptions *options, Error *err);
 void trainer_free(Trainer *t); // NULL is allowed
 // Fresh weights, or those of a model file; averaged weights as the weights, moments 0.
 bool trainer_init(Trainer *t, uint64_t seed, Error *err);
 bool trainer_set_weights(Trainer *t, const StFile *model, Error *err);
 RunMemory trainer_memory(const Trainer *t);
-PlanStats trainer_stats(const Trainer *t);
 
 // weights "", averaged "ema.", moments "m." and "v."
 enum { TRAINER_PARTS = 4 };

@@ -64,8 +64,8 @@ Tensor *map_join(const Map *m) { return map_rows(m, 0, m->h); }
 
 // ---- element by element -----------------------------------------------------------------------
 
-Map *map_cast(const Map *m, DType dtype) {
-    if (m->dtype == dtype) return (Map *)(uintptr_t)m; // as it is: maps do not change
+static const Map *map_cast(const Map *m, DType dtype) {
+    if (m->dtype == dtype) return m; // as it is: maps do not change
     Map *y = map_like(m, dtype);
     for (int i = 0; i < m->n; i++) y->band[i] = g_cast(m->band[i], dtype);
     return y;
@@ -75,17 +75,6 @@ Map *map_act(const Map *m, uint32_t act, DType dtype) {
     Map *y = map_like(m, dtype);
     for (int i = 0; i < m->n; i++) y->band[i] = g_act(m->band[i], act, dtype);
     return y;
-}
-
-Map *map_add(const Map *x, const Map *y, uint32_t act, DType dtype) {
-    Map *sum = map_like(x, dtype);
-    for (int i = 0; i < sum->n; i++) {
-        Tensor *b = map_rows(y, sum->row[i], sum->row[i + 1]);
-        Tensor *s = g_ewise(x->g, EWISE(.kind = EW_ADD, .x = x->band[i], .y = b,
-                                        .dtype = act ? DT_F32 : dtype));
-        sum->band[i] = act ? g_act(s, act, dtype) : s;
-    }
-    return sum;
 }
 
 // ---- convolution ------------------------------------------------------------------------------

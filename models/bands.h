@@ -32,10 +32,8 @@ typedef struct Map {
 
 // Maps live as long as their graph and do not change.
 Map *map_of(Tensor *whole, BandRules *rules); // whole [1, H, W, C]
-Tensor *map_join(const Map *m);                             // [1, H, W, C]; the tensor itself where whole
-Map *map_cast(const Map *m, DType dtype);     // m itself where it has the type
+Tensor *map_join(const Map *m);               // [1, H, W, C]; the tensor itself where whole
 Map *map_act(const Map *m, uint32_t act, DType dtype);
-Map *map_add(const Map *x, const Map *y, uint32_t act, DType dtype); // act(x + y)
 
 typedef struct MapConv {
     Param *w, *bias; // OHWI; bias may be NULL

@@ -113,12 +113,6 @@ int64_t wants_parameters(const BindWant *wants, int count) {
 
 // ---- units ------------------------------------------------------------------------------------
 
-const BoundWeight *bound_find(const BoundWeight *w, int count, const char *name) {
-    for (int i = 0; i < count; i++)
-        if (!strcmp(w[i].name, name)) return &w[i];
-    return NULL;
-}
-
 void units_add(UnitList *list, int kind, int index, const char *name, const WantRow *rows, int count) {
     BoundWeight *w = MEM_ARRAY(list->parent, BoundWeight, MAX(count, 1));
     for (int i = 0; i < count; i++) {

@@ -61,7 +61,6 @@ typedef struct UnitList {
 } UnitList;
 // A unit whose weights are those of `rows`. `name` is kept.
 void units_add(UnitList *list, int kind, int index, const char *name, const WantRow *rows, int count);
-const BoundWeight *bound_find(const BoundWeight *w, int count, const char *name); // NULL: none
 
 // ---- recording --------------------------------------------------------------------------------
 

@@ -102,7 +102,6 @@ typedef struct Watch {
     Cmd *cmd;
     Device *dev;
     const char *stage;
-    int64_t said_step;
     double said;
 } Watch;
 

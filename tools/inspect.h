@@ -46,7 +46,6 @@ typedef struct InspectPlan {
     char device[32];
     uint64_t budget, smallest; // smallest: 0: not known
     FluxPlan plan; // of any architecture
-    int ops, barriers;
 } InspectPlan;
 bool inspect_plan(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out, Error *err);
 

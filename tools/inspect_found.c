@@ -51,8 +51,8 @@ int inspect_part_of(const Inspected *in, const Weights *w, const char *name) {
 static const char *variant_of(const ModelPart *transformer) {
     FluxConfig c;
     Error ignored = {0};
-    return flux_config(transformer->weights, transformer->config, &c, &ignored) ? flux_variant(&c)
-                                                                                : NULL;
+    return flux_config(transformer->weights, &transformer->config, &c, &ignored) ? flux_variant(&c)
+                                                                                 : NULL;
 }
 
 static void found_model(Inspected *in, ModelParts *model) {
@@ -142,8 +142,7 @@ void inspect_close(Inspected *in) {
 
 // ---- the plan -----------------------------------------------------------------------------------
 
-static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, InspectPlan *out,
-                      Error *err) {
+static bool plan_nano(Cmd *cmd, const InspectValues *v, InspectPlan *out, Error *err) {
     Device *dev = cmd_open_device(cmd, err);
     if (!dev) return false;
     char *path = model_path(cmd->mem, v->names.paths.model, err);
@@ -167,13 +166,11 @@ static bool plan_nano(Cmd *cmd, const InspectValues *v, const Inspected *in, Ins
             .name = "step", .resident_bytes = m.weights_bytes, .weights_bytes = m.weights_bytes,
             .arena_bytes = m.arena_bytes, .peak_bytes = m.peak_bytes, .flops = stats.flops,
             .pictures = nano_pictures_per_pass((int)v->batch)};
-        out->ops = stats.ops, out->barriers = stats.barriers;
         out->budget = dev_memory(dev).budget;
         out->fits = m.peak_bytes <= out->budget;
         out->smallest = m.peak_bytes;
         snprintf(out->device, sizeof out->device, "%s", dev_info(dev)->id);
     }
-    (void)in;
     nano_close(p);
     dev_close(dev);
     return ok;
@@ -204,5 +201,5 @@ bool inspect_plan(Cmd *cmd, const InspectValues *v, const Inspected *in, Inspect
         return err_failed(err, "%s: expected a model of a known architecture to plan, found none",
                           in->path);
     return strcmp(in->architecture, "nano") ? plan_text(cmd, v, out, err)
-                                            : plan_nano(cmd, v, in, out, err);
+                                            : plan_nano(cmd, v, out, err);
 }

@@ -1,6 +1,6 @@
 // simd_rows.h: norm, its gradient, and the epilogue of matrix products: kernels over rows.
 
-enum { NORM_PART = 8192, NORM_MAX = 65536 }; // elements of a part; longest row
+enum { NORM_PART = 8192 }; // elements of a part
 
 // ---- norm -------------------------------------------------------------------------------------
 typedef struct NormJob {
