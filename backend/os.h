@@ -1,5 +1,5 @@
 // os.h: everything that differs between operating systems: files, mapping, threads, time,
-// terminals. The only file with system headers behind it; a port changes os.c alone.
+// terminals. System headers are behind it alone; a port adds a file beside os_posix.c and os_windows.c.
 #ifndef KILN_OS_H
 #define KILN_OS_H
 
