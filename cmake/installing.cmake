@@ -1,19 +1,15 @@
 # cmake --install: program, libraries, the public header, package files, models, manual page.
 include(CMakePackageConfigHelpers)
-if(TARGET kiln)
-    install(TARGETS kiln RUNTIME)
-endif()
+install(TARGETS kiln RUNTIME)
 install(TARGETS kiln_static ARCHIVE)
 install(TARGETS kiln_shared EXPORT kiln-targets LIBRARY
     INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT kiln-targets NAMESPACE kiln:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kiln)
-if(EXISTS ${PROJECT_SOURCE_DIR}/engine/kiln.h)
-    install(FILES engine/kiln.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-endif()
+install(FILES engine/kiln.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 file(GLOB weights CONFIGURE_DEPENDS models/weights/*.safetensors)
 install(FILES ${weights} DESTINATION ${CMAKE_INSTALL_DATADIR}/kiln/models)
 # The program writes its own manual page, from the tables that parse its options.
-if(TARGET kiln AND NOT CMAKE_CROSSCOMPILING)
+if(NOT CMAKE_CROSSCOMPILING)
     add_custom_command(TARGET kiln POST_BUILD VERBATIM
         COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:kiln> -DPAGE=${PROJECT_BINARY_DIR}/kiln.1
             -P ${PROJECT_SOURCE_DIR}/cmake/manual.cmake)

@@ -6,11 +6,8 @@ set(shader_dir ${PROJECT_BINARY_DIR}/shaders)
 set(kiln_shader_sources ${shader_dir}/shaders.c)
 file(MAKE_DIRECTORY ${shader_dir})
 set(variants_file ${PROJECT_SOURCE_DIR}/shaders/variants.txt)
-set(lines "")
-if(EXISTS ${variants_file})
-    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${variants_file})
-    file(STRINGS ${variants_file} lines)
-endif()
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${variants_file})
+file(STRINGS ${variants_file} lines)
 
 set(includes "")
 set(rows "")
@@ -46,9 +43,6 @@ foreach(line IN LISTS lines)
     math(EXPR count "${count} + 1")
 endforeach()
 
-if(count EQUAL 0)
-    set(rows "    {\"\", NULL, 0},\n")
-endif()
 file(CONFIGURE OUTPUT ${shader_dir}/shaders.c @ONLY CONTENT
 "// Made by cmake/shaders.cmake from shaders/variants.txt.
 #include \"backend/base.h\"
@@ -58,8 +52,5 @@ const KilnShader kiln_shaders[] = {
 @rows@};
 const unsigned kiln_shader_count = @count@;
 ")
-if(NOT EXISTS ${PROJECT_SOURCE_DIR}/backend/vulkan/shaders.h)
-    set(kiln_shader_sources "") # the Vulkan backend is not there yet
-endif()
 set_source_files_properties(${shader_dir}/shaders.c PROPERTIES OBJECT_DEPENDS "${headers}")
 message(STATUS "shaders: ${count} modules")

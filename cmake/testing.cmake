@@ -1,4 +1,4 @@
-# Tests. tests/test_NAME.c is one cmocka program, tests/test_NAME.sh or cli_NAME.sh one script,
+# Tests. tests/test_NAME.c is one cmocka program, tests/test_NAME.sh one script,
 # tests/fuzz_NAME.c one libFuzzer target with its seeds in tests/corpus/NAME. All run in the source
 # folder; KILN names the program for scripts; a script that exits with 77 is skipped.
 enable_testing()
@@ -72,7 +72,7 @@ foreach(width 128 512)
         set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT LP_NATIVE_VECTOR_WIDTH=${width})
     endforeach()
 endforeach()
-file(GLOB test_scripts CONFIGURE_DEPENDS tests/test_*.sh tests/cli_*.sh)
+file(GLOB test_scripts CONFIGURE_DEPENDS tests/test_*.sh)
 foreach(script ${test_scripts})
     get_filename_component(name ${script} NAME_WE)
     add_test(NAME ${name} COMMAND bash ${script} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})

@@ -19,8 +19,6 @@ add_library(kiln_dependencies INTERFACE)
 target_link_libraries(kiln_dependencies INTERFACE
     PkgConfig::SPNG PkgConfig::CJSON PkgConfig::OPENBLAS JPEG::JPEG ZLIB::ZLIB
     Threads::Threads m ${CMAKE_DL_LIBS})
-# The .pc file gives <cJSON.h> on some systems and <cjson/cJSON.h> on others: allow the latter.
-target_compile_definitions(kiln_dependencies INTERFACE HAVE_OPENBLAS=1)
 
 # oneDNN: optional; a second choice of matrix products and convolutions.
 find_path(ONEDNN_INCLUDE oneapi/dnnl/dnnl.h)

@@ -3,9 +3,7 @@
 // never compete and the bits do not depend on their number.
 #include "backend/cpu/fast/gemm.h"
 
-#if HAVE_OPENBLAS
 #include <cblas.h>
-#endif
 
 static int64_t stride_of(const TensorRef *t, int d) {
     return ref_dim(t, d) == 1 ? 0 : ref_stride(t, d);
@@ -106,7 +104,7 @@ static bool gate_full(const OpCall *c, char why[128]) {
 }
 
 // ---- OpenBLAS ---------------------------------------------------------------------------------
-#if HAVE_OPENBLAS
+
 enum { PANEL = 512 }; // k of a converted panel
 
 // acc (+)= x w for one part and segment, operands as they lie.
@@ -189,7 +187,6 @@ bool fits_gemm_openblas(const OpCall *c, char why[128]) {
             }
     return gate_full(c, why);
 }
-#endif
 
 // ---- oneDNN: what it takes; the rest is in gemm_onednn.c ---------------------------------------
 #if HAVE_ONEDNN
@@ -210,12 +207,10 @@ static bool fits_onednn(const OpCall *c, DType type, char why[128]) {
         snprintf(why, 128, "strides that overlap");
         return false;
     }
-#if HAVE_OPENBLAS
     if (is_large(&j)) {
         snprintf(why, 128, "weights as large as these, which OpenBLAS takes faster");
         return false;
     }
-#endif
     return gate_full(c, why);
 }
 bool fits_gemm_onednn(const OpCall *c, char why[128]) { return fits_onednn(c, DT_F32, why); }

@@ -3,7 +3,6 @@
 // yardstick that `kiln bench` holds every other matrix product to.
 #include "backend/cpu/fast/gemm.h"
 
-#if HAVE_OPENBLAS
 #include <cblas.h>
 
 bool fits_gemm_openblas_whole(const OpCall *c, char why[128]) {
@@ -31,4 +30,3 @@ void gemm_openblas_whole(Cpu *cpu, const OpCall *c) {
                 p->trans_x ? M : K, ref_data(&c->t[gemm_w]), p->trans_w ? N : K, 0, ref_data(y), N);
     openblas_set_num_threads(threads);
 }
-#endif
