@@ -54,7 +54,8 @@ bool err_prefix(Error *err, const char *format, ...) {
     va_end(args);
     make_printable(prefix);
     size_t n = strlen(prefix);
-    if (!strncmp(err->text, prefix, n) && err->text[n] == ':') return false; // it says so already
+    bool said = !strncmp(err->text, prefix, n) && (err->text[n] == ':' || err->text[n] == '/');
+    if (said) return false; // of it, or of a file in it
     snprintf(all, sizeof all, "%s: %s", prefix, err->text);
     memcpy(err->text, all, sizeof err->text - 1); // a longer text loses its end
     err->text[sizeof err->text - 1] = 0;

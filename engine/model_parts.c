@@ -5,7 +5,7 @@
 #include "engine/json.h"
 #include "engine/model_path.h"
 
-enum { MAX_CONFIG = 1 << 20, MAX_SETS = 4 * PART_COUNT };
+enum { MAX_SETS = 4 * PART_COUNT };
 #define MODEL "a FLUX.1 model"
 
 // What is closed with the parts.
@@ -30,27 +30,6 @@ static bool wrong_kind(const char *what, const char *expected, const Weights *w,
 
 // ---- opening ------------------------------------------------------------------------------------
 
-// Text of a small file; NULL with an error. Mapped, so that a pipe is refused, not waited for.
-static char *text_at(void *parent, const char *path, Error *err) {
-    FileMap map;
-    if (!os_map(&map, path, err)) return NULL;
-    bool ok = map.size <= MAX_CONFIG && (!map.size || !memchr(map.data, 0, map.size));
-    char *text = ok ? mem_strndup(parent, map.size ? (const char *)map.data : "", map.size) : NULL;
-    if (!ok)
-        err_failed(err, "%s: expected at most %d KiB of text, found %zu bytes%s; the file is damaged", path,
-                   MAX_CONFIG >> 10, map.size, map.size <= MAX_CONFIG ? " with zeros" : "");
-    os_unmap(&map);
-    return text;
-}
-
-// The same in a folder, where it may be missing (*text stays NULL).
-static bool text_in(void *parent, const char *folder, const char *name, const char **text, Error *err) {
-    char *path = os_path_join(NULL, folder, name);
-    bool ok = os_path_kind(path) == PATH_NONE || (*text = text_at(parent, path, err));
-    mem_free(path);
-    return ok;
-}
-
 // The pipeline's kind; for Stable Diffusion the UNet's own configuration tells which.
 static const char *folder_kind(const char *path, const char *class_name) {
     const char *kind = pipeline_architecture(class_name);
@@ -58,9 +37,9 @@ static const char *folder_kind(const char *path, const char *class_name) {
     static const struct { const char *kind; int64_t width; const char *is; } narrower[] = {
         {"sd1", 1024, "sd2"}, {"sdxl", 1280, "sdxl-refiner"}, {"sdxl-refiner", 2048, "sdxl"}};
     void *scratch = mem_new(NULL, 1);
-    const char *text = NULL;
-    text_in(scratch, os_path_join(scratch, path, "unet"), "config.json", &text, NULL);
-    Json *config = text ? json_parse(text, strlen(text), path, NULL) : NULL;
+    ConfigFile file;
+    config_read(scratch, os_path_join(scratch, path, "unet"), "config.json", &file, NULL);
+    Json *config = file.text ? config_parse(&file, NULL) : NULL;
     int64_t width = json_int(json_get(config, "cross_attention_dim"), 0);
     for (size_t i = 0; i < COUNT_OF(narrower); i++)
         if (!strcmp(kind, narrower[i].kind) && width == narrower[i].width) {
@@ -99,9 +78,8 @@ static const Folder folders[] = {
 
 static bool open_folder(Opened *o, const ModelPaths *paths, Error *err) {
     const char *path = paths->model;
-    char *index_path = os_path_join(o, path, "model_index.json");
-    char *text = text_at(o, index_path, err);
-    Json *index = text ? json_parse(text, strlen(text), index_path, err) : NULL;
+    ConfigFile file;
+    Json *index = config_read(o, path, "model_index.json", &file, err) ? config_parse(&file, err) : NULL;
     if (!index) return false;
     const char *class_name = json_string(json_get(index, "_class_name"), "");
     const char *kind = folder_kind(path, class_name);
@@ -123,12 +101,12 @@ static bool open_folder(Opened *o, const ModelPaths *paths, Error *err) {
         bool replaced = paths->part[f->id] || (f->id == PART_T5 && paths->distill);
         if (replaced || os_path_kind(folder) != PATH_DIR) continue;
         part->path = folder;
-        if (!text_in(o, folder, "config.json", &part->config, err)) return false;
+        if (!config_read(o, folder, "config.json", &part->config, err)) return false;
         part->weights = open_set(o, folder, err);
         if (!part->weights) return false;
     }
     char *scheduler = os_path_join(o, path, "scheduler");
-    return text_in(o, scheduler, "scheduler_config.json", &o->parts.scheduler, err);
+    return config_read(o, scheduler, "scheduler_config.json", &o->parts.scheduler, err);
 }
 
 // One file: the transformer alone, or ComfyUI's checkpoint with everything in it.
@@ -173,8 +151,9 @@ static bool open_part(Opened *o, PartId id, const char *path, const char *option
     if (!w) return err_prefix(err, "%s", option);
     const char *prefix = "", *kind = weights_architecture(w, &prefix);
     part->path = path;
-    part->config = NULL; // of a replaced part
-    if (os_path_kind(path) == PATH_DIR && !text_in(o, path, "config.json", &part->config, err)) return false;
+    part->config = (ConfigFile){0}; // of a replaced part
+    bool folder = os_path_kind(path) == PATH_DIR;
+    if (folder && !config_read(o, path, "config.json", &part->config, err)) return false;
     if (!kind || strcmp(kind, wanted[id].kind)) {
         char *what = mem_printf(o, "%s: %s", option, path);
         return wrong_kind(what, wanted[id].title, w, kind, err);

@@ -5,6 +5,7 @@
 #ifndef KILN_ENGINE_MODEL_PARTS_H
 #define KILN_ENGINE_MODEL_PARTS_H
 
+#include "engine/config.h"
 #include "engine/weights.h"
 
 typedef enum { PART_TRANSFORMER, PART_CLIP_L, PART_T5, PART_VAE, PART_COUNT } PartId;
@@ -20,7 +21,7 @@ typedef struct ModelPaths {
 typedef struct ModelPart {
     const Weights *weights; // NULL: not there
     const char *path;       // for messages
-    const char *config;     // text of config.json; NULL: none
+    ConfigFile config;      // config.json
     const char *tokenizer;  // folder; NULL: the built-in vocabulary
 } ModelPart;
 
@@ -28,7 +29,7 @@ typedef struct ModelParts {
     const char *path;         // of the model, as the user named it
     const char *architecture; // "flux"
     ModelPart part[PART_COUNT];
-    const char *scheduler;    // text of scheduler_config.json; NULL: none
+    ConfigFile scheduler;     // scheduler_config.json
     bool distill;
     void (*close)(void *parts); // private: of what made them
 } ModelParts;

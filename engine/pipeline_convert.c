@@ -23,7 +23,7 @@ typedef struct PartTensors {
     const char *const *keep;
 } PartTensors;
 
-static bool bind_part(void *parent, PartId id, const Weights *w, const char *config,
+static bool bind_part(void *parent, PartId id, const Weights *w, const ConfigFile *config,
                       PartTensors *out, Error *err) {
     if (id == PART_TRANSFORMER) {
         const FluxModel *m = flux_open(parent, w, config, DT_COUNT, err);
@@ -41,7 +41,7 @@ static bool bind_part(void *parent, PartId id, const Weights *w, const char *con
     return m != NULL;
 }
 
-static bool add_part(ConvertModel *m, PartId id, const Weights *w, const char *config,
+static bool add_part(ConvertModel *m, PartId id, const Weights *w, const ConfigFile *config,
                      const char *prefix, ConvertRules rules, const ConvertModelOptions *o,
                      Error *err) {
     Conversion *c = m->conversion;
@@ -108,7 +108,7 @@ static bool add_parts(ConvertModel *m, const ConvertModelOptions *o, Error *err)
             m->what = part_of[i].what;
             m->architecture = part_of[i].architecture;
         }
-        if (!add_part(m, (PartId)i, part->weights, part->config, count > 1 ? part_of[i].prefix : "",
+        if (!add_part(m, (PartId)i, part->weights, &part->config, count > 1 ? part_of[i].prefix : "",
                       rules, o, err))
             return false;
     }

@@ -13,49 +13,60 @@ static Tokenizer *open_words(FluxPipeline *p, TokenizerKind kind, const ModelPar
 static bool open_shift(FluxPipeline *p, Error *err) {
     bool dev = p->model->config.guidance;
     p->shift = dev ? FLOW_SHIFT_FLUX_DEV : FLOW_SHIFT_FLUX_SCHNELL;
-    const char *json = p->parts->scheduler;
-    return !json || flow_shift_parse(json, strlen(json), "scheduler_config.json", &p->shift, err);
+    const ConfigFile *file = &p->parts->scheduler;
+    return !file->text || flow_shift_parse(file->text, strlen(file->text), file->path, &p->shift, err);
 }
 
 static bool open_models(FluxPipeline *p, const FluxPipelineOptions *o, Error *err) {
     const ModelPart *part = p->parts->part;
 #define OPEN(field, call, id)                                                     \
     if (!(p->field = call) && !err_prefix(err, "%s", part[id].path)) return false
-    OPEN(model, flux_open(p, part[PART_TRANSFORMER].weights, part[PART_TRANSFORMER].config, o->type, err),
+    OPEN(model, flux_open(p, part[PART_TRANSFORMER].weights, &part[PART_TRANSFORMER].config, o->type, err),
          PART_TRANSFORMER);
-    OPEN(clip, clip_open(p, part[PART_CLIP_L].weights, part[PART_CLIP_L].config, err), PART_CLIP_L);
-    OPEN(t5, t5_open(p, part[PART_T5].weights, part[PART_T5].config, o->type, err), PART_T5);
-    OPEN(vae, vae_open(p, part[PART_VAE].weights, part[PART_VAE].config, err), PART_VAE);
+    OPEN(clip, clip_open(p, part[PART_CLIP_L].weights, &part[PART_CLIP_L].config, err), PART_CLIP_L);
+    OPEN(t5, t5_open(p, part[PART_T5].weights, &part[PART_T5].config, o->type, err), PART_T5);
+    OPEN(vae, vae_open(p, part[PART_VAE].weights, &part[PART_VAE].config, err), PART_VAE);
 #undef OPEN
     p->clip_words = open_words(p, TOKENIZER_CLIP, &part[PART_CLIP_L], err);
     p->t5_words = p->clip_words ? open_words(p, TOKENIZER_T5, &part[PART_T5], err) : NULL;
     return p->t5_words != NULL;
 }
 
+// Has every token an embedding?
+static bool check_words(const Tokenizer *words, const ModelPart *part, int vocab, Error *err) {
+    int tokens = tokenizer_info(words)->count;
+    if (tokens <= vocab) return true;
+    const char *what = part->tokenizer ? part->tokenizer : "the built-in tokenizer";
+    return err_failed(err, "%s: expected at most %d tokens, as %s has embeddings, found %d; take tokenizer "
+                      "and text encoder from one place", what, vocab, part->path, tokens);
+}
+
 // Do the parts belong together?
 static bool check_parts(const FluxPipeline *p, Error *err) {
     const FluxConfig *c = &p->model->config;
     const ClipConfig *clip = &p->clip->config;
+    const ModelPart *part = p->parts->part;
     VaeInfo vae = vae_info(p->vae);
+    int t5 = t5_width(&p->t5->config);
     if (clip->dim != c->pooled_dim) // FLUX takes it as it is: not projected
-        return err_failed(err, "model: expected a CLIP whose pooled text has %d numbers, found %d; "
-                          "FLUX.1 takes CLIP-L", c->pooled_dim, clip->dim);
-    if (t5_width(&p->t5->config) > c->text_dim)
-        return err_failed(err, "model: expected a T5 encoder of width %d, found %d", c->text_dim,
-                          t5_width(&p->t5->config));
-    if (!p->parts->distill && t5_width(&p->t5->config) != c->text_dim)
-        return err_failed(err, "model: expected a T5 encoder of width %d, found %d; a distilled one "
-                          "is given with --distill", c->text_dim, t5_width(&p->t5->config));
+        return err_failed(err, "%s: expected a CLIP whose pooled text has %d numbers, found %d; FLUX.1 "
+                          "takes CLIP-L", part[PART_CLIP_L].path, c->pooled_dim, clip->dim);
+    if (clip->positions < CLIP_TOKENS)
+        return err_failed(err, "%s: expected a CLIP of at least %d positions, found %d; FLUX.1 takes "
+                          "CLIP-L", part[PART_CLIP_L].path, CLIP_TOKENS, clip->positions);
+    if (t5 > c->text_dim || (!p->parts->distill && t5 != c->text_dim))
+        return err_failed(err, "%s: expected a T5 encoder of width %d, found %d%s", part[PART_T5].path,
+                          c->text_dim, t5,
+                          t5 > c->text_dim ? "" : "; a distilled one is given with --distill");
     if (vae.channels * 4 != c->in_channels || vae.factor != 8)
-        return err_failed(err, "model: expected an autoencoder with %d channels, found %d",
-                          c->in_channels / 4, vae.channels);
+        return err_failed(err, "%s: expected an autoencoder with %d channels, each for 8 x 8 pixels, found "
+                          "%d for %d x %d", part[PART_VAE].path, c->in_channels / 4, vae.channels, vae.factor,
+                          vae.factor);
     if (!vae.decoder)
-        return err_failed(err, "model: expected an autoencoder with a decoder, found an encoder alone");
-    if (clip->positions < CLIP_TOKENS || tokenizer_info(p->clip_words)->count > clip->vocab ||
-        tokenizer_info(p->t5_words)->count > p->t5->config.vocab)
-        return err_failed(err, "model: expected tokenizers that fit the text encoders, found more "
-                          "tokens than embeddings");
-    return true;
+        return err_failed(err, "%s: expected an autoencoder with a decoder, found an encoder alone",
+                          part[PART_VAE].path);
+    return check_words(p->clip_words, &part[PART_CLIP_L], clip->vocab, err) &&
+           check_words(p->t5_words, &part[PART_T5], p->t5->config.vocab, err);
 }
 
 FluxPipeline *flux_pipeline_open(void *parent, Device *dev, const ModelParts *parts,
@@ -111,7 +122,8 @@ bool flux_pipeline_check(const FluxPipeline *p, FluxRequest *r, Error *err) {
     if (r->count < 1 || r->count > 10000)
         return err_failed(err, "count: expected 1 to 10000 pictures, found %d", r->count);
     if (r->init && !vae_info(p->vae).encoder)
-        return err_failed(err, "init-img: expected an autoencoder with an encoder, found a decoder alone");
+        return err_failed(err, "%s: expected an autoencoder with an encoder for --init-img, found a decoder "
+                          "alone", p->parts->part[PART_VAE].path);
     return true;
 }
 

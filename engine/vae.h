@@ -12,6 +12,7 @@
 #define KILN_ENGINE_VAE_H
 
 #include "backend/backend.h"
+#include "engine/config.h"
 #include "engine/weights.h"
 
 typedef struct Vae Vae;
@@ -30,11 +31,13 @@ typedef struct VaeInfo {
 
 // Recognises the autoencoder in `w` (which must outlive the result) by its names: those of
 // diffusers, the original ones (LDM: "decoder.up.3.block.0..."), either below "vae." or
-// "first_stage_model."; TAESD in diffusers' names ("decoder.layers.1..."). `config_json`: the text
-// of diffusers' config.json, or NULL: sizes follow from the tensors' shapes, and scale and shift
-// from the number of channels (4: 0.18215 and 0; 16: 0.3611 and 0.1159, FLUX). All names and
-// shapes are checked. NULL with an error.
-Vae *vae_open(void *parent, const Weights *w, const char *config_json, Error *err);
+// "first_stage_model."; TAESD in diffusers' names ("decoder.layers.1..."). `config`:
+// diffusers' config.json; NULL or without text: scale and shift follow from the number of channels
+// (4: 0.18215 and 0; 16: 0.3611 and 0.1159, FLUX). Sizes follow from the tensors' shapes; those that
+// config.json repeats must be the same (names of block types, sample_size, force_upcast and a tiny
+// autoencoder's lists of blocks decide nothing here and are not read). All names and shapes are
+// checked. NULL with an error.
+Vae *vae_open(void *parent, const Weights *w, const ConfigFile *config, Error *err);
 // A pair of files (taesd's `*_encoder.*`, `*_decoder.*`); one may be NULL. Halves of an
 // AutoencoderKL in files of their own do as well.
 Vae *vae_open_pair(void *parent, const Weights *encoder, const Weights *decoder, Error *err);

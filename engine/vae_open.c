@@ -6,8 +6,6 @@
 
 #include <math.h>
 
-enum { CONFIG_LIMIT = 1 << 20 };
-
 // Training code's leavings in single-file checkpoints.
 static const char *const IGNORED[] = {"loss.", "model_ema.", NULL};
 
@@ -34,7 +32,7 @@ static bool bind_halves(Vae *vae, const Weights *w, const BindWant *wants, int c
 
 // ---- the two kinds ----------------------------------------------------------------------------
 
-static bool open_kl(Vae *vae, const Weights *w, const char *config, Error *err) {
+static bool open_kl(Vae *vae, const Weights *w, const ConfigFile *config, Error *err) {
     KlConfig *c = MEM_NEW(vae, KlConfig);
     if (!kl_config(w, config, c, err)) return false;
     int count, encoder;
@@ -51,19 +49,24 @@ static bool open_kl(Vae *vae, const Weights *w, const char *config, Error *err) 
     return true;
 }
 
-static bool tiny_scale(const char *text, VaeInfo *info, Error *err) {
-    Json *root = text ? json_parse(text, strlen(text), "config.json of the autoencoder", err) : NULL;
-    if (text && !root) return false;
+static bool tiny_config(const ConfigFile *file, VaeInfo *info, Error *err) {
+    info->scale = 1;
+    if (!file || !file->text) return true;
+    Json *root = config_parse(file, err);
+    if (!root) return false;
+    const ConfigFact facts[] = {{"in_channels", 3}, {"out_channels", 3}, {"latent_channels", info->channels}};
+    bool ok = config_agrees(file, root, facts, COUNT_OF(facts), err);
     info->scale = json_number(json_get(root, "scaling_factor"), 1);
     info->shift = json_number(json_get(root, "shift_factor"), 0);
     json_free(root);
-    return (isfinite(info->scale) && info->scale != 0 && isfinite(info->shift)) ||
-           err_failed(err, "config.json of the autoencoder: expected a finite scaling_factor other than "
-                      "0, found %g", info->scale);
+    if (ok && !(isfinite(info->scale) && info->scale != 0 && isfinite(info->shift)))
+        ok = err_failed(err, "%s: expected a finite scaling_factor other than 0, found %g", file->path,
+                        info->scale);
+    return ok;
 }
 
-static bool open_tiny(Vae *vae, const Weights *w, const TaesdHalf half[VAE_HALVES], const char *config,
-                      Error *err) {
+static bool open_tiny(Vae *vae, const Weights *w, const TaesdHalf half[VAE_HALVES],
+                      const ConfigFile *config, Error *err) {
     BindWant *wants[VAE_HALVES];
     int n[VAE_HALVES] = {0};
     for (int i = 0; i < VAE_HALVES; i++) {
@@ -79,25 +82,26 @@ static bool open_tiny(Vae *vae, const Weights *w, const TaesdHalf half[VAE_HALVE
     vae->info.name = "TAESD";
     vae->info.channels = one->channels;
     vae->info.factor = one->factor;
-    return bind_halves(vae, w, all, e + d, e, NULL, NULL, err) && tiny_scale(config, &vae->info, err);
+    return bind_halves(vae, w, all, e + d, e, NULL, NULL, err) && tiny_config(config, &vae->info, err);
 }
 
 // ---- opening ----------------------------------------------------------------------------------
 
 // diffusers' configuration names its class; some autoencoders share names of tensors with ours.
-static bool check_class(const char *config, const char *path, Error *err) {
-    Json *root = json_parse(config, strlen(config), "config.json of the autoencoder", err);
+static bool check_class(const ConfigFile *config, Error *err) {
+    Json *root = config_parse(config, err);
     if (!root) return false;
     const char *name = json_string(json_get(root, "_class_name"), "AutoencoderKL");
     bool ok = !strcmp(name, "AutoencoderKL") || !strcmp(name, "AutoencoderTiny") ||
-              err_failed(err, "%s: expected an AutoencoderKL or AutoencoderTiny, found %s", path, name);
+              err_failed(err, "%s: expected an AutoencoderKL or AutoencoderTiny, found %s", config->path,
+                         name);
     json_free(root);
     return ok;
 }
 
 // Adds what `w` holds to the Vae; false with an error where that is no autoencoder.
-static bool open_into(Vae *vae, const Weights *w, const char *config, Error *err) {
-    if (config && !check_class(config, weights_path(w), err)) return false;
+static bool open_into(Vae *vae, const Weights *w, const ConfigFile *config, Error *err) {
+    if (config && config->text && !check_class(config, err)) return false;
     for (size_t i = 0; i < COUNT_OF(PREFIXES); i++) {
         const Weights *part = *PREFIXES[i] ? weights_part(vae, w, PREFIXES[i]) : w;
         if (!part || !weights_count(part)) continue;
@@ -124,10 +128,10 @@ static Vae *finished(Vae *vae, bool ok) {
     return vae;
 }
 
-Vae *vae_open(void *parent, const Weights *w, const char *config_json, Error *err) {
+Vae *vae_open(void *parent, const Weights *w, const ConfigFile *config, Error *err) {
     Vae *vae = MEM_NEW(parent, Vae);
     vae->path = mem_strdup(vae, weights_path(w));
-    return finished(vae, open_into(vae, w, config_json, err));
+    return finished(vae, open_into(vae, w, config, err));
 }
 
 // One file of a pair: the half that is asked for, and no other.
@@ -190,27 +194,22 @@ static bool find_pair(void *parent, const char *dir, char *pair[VAE_HALVES], Err
     return true;
 }
 
-// config.json beside the weights, where it is an autoencoder's; *text stays NULL else.
-static bool read_config(void *parent, const char *dir, char **text, Error *err) {
-    char *path = os_path_join(parent, dir, "config.json");
-    size_t size;
-    if (os_path_kind(path) == PATH_NONE) return true;
-    char *config = (char *)os_read_file(parent, path, CONFIG_LIMIT, &size, err);
-    if (!config) return false;
-    Json *root = json_parse(config, size, path, err);
-    if (!root) return false;
-    const char *name = json_string(json_get(root, "_class_name"), "");
-    if (strstr(name, "Autoencoder")) *text = config;
+// config.json beside the weights, where it is an autoencoder's; else without text.
+static bool read_config(void *parent, const char *dir, ConfigFile *out, Error *err) {
+    if (!config_read(parent, dir, "config.json", out, err)) return false;
+    Json *root = out->text ? config_parse(out, err) : NULL;
+    if (out->text && !root) return false;
+    if (!strstr(json_string(json_get(root, "_class_name"), ""), "Autoencoder")) out->text = NULL;
     json_free(root);
     return true;
 }
 
 static bool open_folder_or_file(Vae *vae, const char *path, Error *err) {
-    char *config = NULL, *dir = os_path_kind(path) == PATH_DIR ? mem_strdup(vae, path)
-                                                              : os_dir_name(vae, path);
+    ConfigFile config;
+    char *dir = os_path_kind(path) == PATH_DIR ? mem_strdup(vae, path) : os_dir_name(vae, path);
     if (!read_config(vae, dir, &config, err)) return false;
     vae->owned[0] = weights_open(NULL, path, err);
-    return vae->owned[0] && open_into(vae, vae->owned[0], config, err);
+    return vae->owned[0] && open_into(vae, vae->owned[0], &config, err);
 }
 
 static bool open_at(Vae *vae, const char *path, Error *err) {

@@ -164,38 +164,45 @@ static bool sizes_from_shapes(const Weights *w, KlConfig *c, Error *err) {
 }
 
 // A member that may be missing or null.
-static bool config_number(const Json *root, const char *name, double *value, Error *err) {
+static bool config_number(const ConfigFile *file, const Json *root, const char *name, double *value,
+                          Error *err) {
     const Json *v = json_get(root, name);
     if (!v || json_is_null(v)) return true;
     *value = json_number(v, NAN);
-    return isfinite(*value) || err_failed(err, "config.json of the autoencoder: expected a number "
-                                          "`%s`, found something else", name);
+    return isfinite(*value) || err_failed(err, "%s: expected a number `%s`, found something else",
+                                          file->path, name);
 }
 
-static bool read_config(const char *text, KlConfig *c, Error *err) {
-    Json *root = json_parse(text, strlen(text), "config.json of the autoencoder", err);
+static bool read_config(const ConfigFile *file, KlConfig *c, Error *err) {
+    Json *root = config_parse(file, err);
     if (!root) return false;
-    double groups = c->groups;
+    const ConfigFact facts[] = {
+        {"in_channels", 3}, {"out_channels", 3}, {"latent_channels", c->channels},
+        {"layers_per_block", c->layers}, {"mid_block_add_attention", c->attention},
+    };
+    const ConfigFact quant = {"use_quant_conv", c->quant}, post = {"use_post_quant_conv", c->post_quant};
     c->shift = 0; // a configuration without one means none
-    bool ok = config_number(root, "scaling_factor", &c->scale, err) &&
-              config_number(root, "shift_factor", &c->shift, err) &&
-              config_number(root, "norm_num_groups", &groups, err);
+    bool ok = config_number(file, root, "scaling_factor", &c->scale, err) &&
+              config_number(file, root, "shift_factor", &c->shift, err) &&
+              config_int(file, root, "norm_num_groups", &c->groups, err) &&
+              config_agrees(file, root, facts, COUNT_OF(facts), err) &&
+              (!c->encoder || config_agrees(file, root, &quant, 1, err)) &&
+              (!c->decoder || config_agrees(file, root, &post, 1, err)) &&
+              config_list_agrees(file, root, "block_out_channels", c->width, c->levels, err);
     if (ok && c->scale == 0)
-        ok = err_failed(err, "config.json of the autoencoder: expected a scaling_factor other than "
-                        "0, found 0");
+        ok = err_failed(err, "%s: expected a scaling_factor other than 0, found 0", file->path);
     const Json *mean = json_get(root, "latents_mean");
     if (ok && mean && !json_is_null(mean))
-        ok = err_failed(err, "config.json of the autoencoder: expected one scaling_factor for all "
-                        "channels, found latents_mean; this kind is not supported yet");
+        ok = err_failed(err, "%s: expected one scaling_factor for all channels, found latents_mean; this "
+                        "kind is not supported yet", file->path);
     const char *act = json_string(json_get(root, "act_fn"), "silu");
     if (ok && strcmp(act, "silu") && strcmp(act, "swish"))
-        ok = err_failed(err, "config.json of the autoencoder: expected act_fn silu, found %s", act);
+        ok = err_failed(err, "%s: expected act_fn silu, found %s", file->path, act);
     json_free(root);
-    c->groups = groups >= 1 && groups <= 4096 ? (int)groups : 0;
     return ok;
 }
 
-bool kl_config(const Weights *w, const char *config_json, KlConfig *c, Error *err) {
+bool kl_config(const Weights *w, const ConfigFile *config, KlConfig *c, Error *err) {
     *c = (KlConfig){.groups = 32};
     c->encoder = half_found(w, "", "encoder");
     c->decoder = half_found(w, "", "decoder");
@@ -210,7 +217,7 @@ bool kl_config(const Weights *w, const char *config_json, KlConfig *c, Error *er
     if (!sizes_from_shapes(w, c, err)) return false;
     c->scale = c->channels == 16 ? 0.3611 : 0.18215;
     c->shift = c->channels == 16 ? 0.1159 : 0;
-    if (config_json && !read_config(config_json, c, err)) return false;
+    if (config && config->text && !read_config(config, c, err)) return false;
     for (int i = 0; i < c->levels; i++)
         if (!c->groups || c->width[i] % c->groups)
             return err_failed(err, "%s: expected widths in multiples of the norms' groups (%d), found "

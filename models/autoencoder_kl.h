@@ -9,6 +9,7 @@
 #define KILN_MODELS_AUTOENCODER_KL_H
 
 #include "engine/bind.h"
+#include "engine/config.h"
 #include "models/bands.h"
 
 enum { KL_MAX_LEVELS = 8 };
@@ -31,8 +32,8 @@ typedef struct KlConfig {
 // Is there an AutoencoderKL (or half of one) in `w`, whose names begin with `prefix`?
 bool kl_found(const Weights *w, const char *prefix);
 // Sizes from the shapes of tensors (names without prefix), norm groups, scale and shift from the
-// text of config.json or the defaults of vae.h.
-bool kl_config(const Weights *w, const char *config_json, KlConfig *out, Error *err);
+// config.json or the defaults of vae.h.
+bool kl_config(const Weights *w, const ConfigFile *config, KlConfig *out, Error *err);
 int kl_factor(const KlConfig *c); // pixels per latent and side
 // FLUX.1's, 1/divisor as wide, rounded up to one channel per norm group.
 KlConfig kl_preset(int divisor);

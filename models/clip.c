@@ -1,7 +1,6 @@
 // clip.c: see clip.h.
 #include "models/clip.h"
 
-#include "engine/json.h"
 #include "engine/lookup.h"
 #include "models/names.h"
 
@@ -123,30 +122,33 @@ static bool config_from_shapes(const Weights *w, const NameLayout *layout, ClipC
     return true;
 }
 
-static bool config_from_json(const char *text, ClipConfig *c, Error *err) {
+static bool config_from_json(const ConfigFile *file, ClipConfig *c, Error *err) {
     static const struct { const char *name; uint32_t act; } acts[] = {
         {"quick_gelu", ACT_QUICK_GELU}, {"gelu", ACT_GELU_ERF}, {"gelu_new", ACT_GELU},
         {"gelu_pytorch_tanh", ACT_GELU}, {"relu", ACT_RELU}, {"silu", ACT_SILU},
     };
-    Json *root = json_parse(text, strlen(text), "text_encoder/config.json", err);
+    Json *root = config_parse(file, err);
     if (!root) return false;
     const Json *inner = json_get(root, "text_config"); // configurations of the whole CLIP
     const Json *from = inner ? inner : root;
-    c->heads = (int)json_int(json_get(from, "num_attention_heads"), c->heads);
-    c->layers = (int)json_int(json_get(from, "num_hidden_layers"), c->layers);
-    c->eos = (int)json_int(json_get(from, "eos_token_id"), c->eos);
+    const ConfigFact facts[] = {{"hidden_size", c->dim}, {"intermediate_size", c->ff},
+                                {"vocab_size", c->vocab}, {"max_position_embeddings", c->positions}};
+    bool ok = config_int(file, from, "num_attention_heads", &c->heads, err) &&
+              config_int(file, from, "num_hidden_layers", &c->layers, err) &&
+              config_int(file, from, "eos_token_id", &c->eos, err) &&
+              config_agrees(file, from, facts, COUNT_OF(facts), err);
     c->eps = (float)json_number(json_get(from, "layer_norm_eps"), c->eps);
     const char *act = json_string(json_get(from, "hidden_act"), NULL);
     bool known = !act;
     for (size_t i = 0; act && i < COUNT_OF(acts); i++)
         if (!strcmp(act, acts[i].name)) c->act = acts[i].act, known = true;
-    bool ok = known || err_failed(err, "text_encoder/config.json: expected `hidden_act` quick_gelu or "
-                                  "gelu, found %s", act);
+    if (ok && !known)
+        ok = err_failed(err, "%s: expected `hidden_act` quick_gelu or gelu, found %s", file->path, act);
     json_free(root);
     return ok;
 }
 
-ClipModel *clip_open(void *parent, const Weights *w, const char *config_json, Error *err) {
+ClipModel *clip_open(void *parent, const Weights *w, const ConfigFile *config, Error *err) {
     ClipModel *m = MEM_NEW(parent, ClipModel);
     const NameLayout *layout = layout_of(m, w, &m->prefix);
     bool ok = layout || err_failed(err, "%s: expected CLIP's text encoder (a tensor "
@@ -156,7 +158,7 @@ ClipModel *clip_open(void *parent, const Weights *w, const char *config_json, Er
         m->weights = *m->prefix ? weights_part(m, w, m->prefix) : w;
         ok = config_from_shapes(m->weights, layout, &m->config, err);
     }
-    ok = ok && (!config_json || config_from_json(config_json, &m->config, err));
+    ok = ok && (!config || !config->text || config_from_json(config, &m->config, err));
     if (ok && !clip_check_config(&m->config, err)) ok = err_prefix(err, "%s", weights_path(w));
     if (ok) {
         NameLayout copy = *layout;

@@ -2,7 +2,7 @@
 // Language Supervision", 2021) as image models use it: hidden states of a chosen layer, and the
 // pooled text at the end-of-text token, projected or not.
 //
-//   ClipModel *m = clip_open(parent, weights, config_json, &err);
+//   ClipModel *m = clip_open(parent, weights, config, &err);
 //   ClipText *t = clip_text_new(parent, m, dev, &(ClipShape){...});
 //   stack_new(parent, dev, &t->spec, ...), stack_prepare, clip_text_write(t, ids, &err), stack_run,
 //   param_read(t->pooled), param_read(t->hidden).
@@ -11,6 +11,7 @@
 #ifndef KILN_MODELS_CLIP_H
 #define KILN_MODELS_CLIP_H
 
+#include "engine/config.h"
 #include "engine/stack.h"
 
 typedef struct ClipConfig {
@@ -35,9 +36,11 @@ typedef struct ClipModel {
 } ClipModel;
 
 bool clip_is(const Weights *w); // any prefix, for example "text_encoders.clip_l.transformer."
-// config_json: of transformers (CLIPTextConfig), or NULL: from the shapes (heads: of 64 numbers each
-// where 64 divides the width, else 12; quick_gelu up to a width of 768, gelu above).
-ClipModel *clip_open(void *parent, const Weights *w, const char *config_json, Error *err);
+// config: of transformers (CLIPTextConfig); NULL or without text: from the shapes (heads: of 64 numbers
+// each where 64 divides the width, else 12; quick_gelu up to a width of 768, gelu above). Sizes that it
+// repeats are those of the tensors, or an error; what decides nothing here (projection_dim, dropout,
+// the ids of other tokens) is not read.
+ClipModel *clip_open(void *parent, const Weights *w, const ConfigFile *config, Error *err);
 bool clip_check_config(const ClipConfig *c, Error *err);
 BindWant *clip_wants(void *parent, const ClipConfig *c, int *count);
 extern const char *const clip_ignore[];

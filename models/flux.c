@@ -2,7 +2,6 @@
 #include "models/flux_impl.h"
 
 
-#include "engine/json.h"
 
 // ---- weights ----------------------------------------------------------------------------------
 
@@ -174,9 +173,9 @@ static bool config_from_shapes(const Weights *w, const NameLayout *layout, const
     return true;
 }
 
-// diffusers' config.json overrides what the shapes say (and the binding tells where they differ).
-static bool config_from_json(const char *text, FluxConfig *c, Error *err) {
-    Json *root = json_parse(text, strlen(text), "transformer/config.json", err);
+// diffusers' config.json: sizes override what the shapes say, and the binding tells where they differ.
+static bool config_from_json(const ConfigFile *file, FluxConfig *c, Error *err) {
+    Json *root = config_parse(file, err);
     if (!root) return false;
     const struct { const char *name; int *field; } members[] = {
         {"in_channels", &c->in_channels}, {"out_channels", &c->out_channels},
@@ -184,26 +183,20 @@ static bool config_from_json(const char *text, FluxConfig *c, Error *err) {
         {"num_layers", &c->doubles}, {"num_single_layers", &c->singles},
         {"joint_attention_dim", &c->text_dim}, {"pooled_projection_dim", &c->pooled_dim},
     };
+    const ConfigFact facts[] = {{"patch_size", 1}, {"guidance_embeds", c->guidance}};
     const char *class = json_string(json_get(root, "_class_name"), "FluxTransformer2DModel");
     bool ok = !strcmp(class, "FluxTransformer2DModel") ||
-              err_failed(err, "transformer/config.json: expected `_class_name` FluxTransformer2DModel, "
-                         "found %s", class);
-    for (size_t i = 0; ok && i < COUNT_OF(members); i++) {
-        const Json *v = json_get(root, members[i].name);
-        int64_t value;
-        if (!v || json_is_null(v)) continue;
-        ok = json_int_in(v, 1, 1 << 20, &value) ||
-             err_failed(err, "transformer/config.json: expected a whole number `%s` from 1 to %d, "
-                        "found something else", members[i].name, 1 << 20);
-        if (ok) *members[i].field = (int)value;
-    }
-    c->guidance = json_bool(json_get(root, "guidance_embeds"), c->guidance);
+              err_failed(err, "%s: expected `_class_name` FluxTransformer2DModel, found %s", file->path,
+                         class);
+    for (size_t i = 0; ok && i < COUNT_OF(members); i++)
+        ok = config_int(file, root, members[i].name, members[i].field, err);
+    ok = ok && config_agrees(file, root, facts, COUNT_OF(facts), err);
     c->dim = (int)MIN((int64_t)c->heads * c->head_dim, INT32_MAX);
     axes_of(c);
     const Json *axes = json_get(root, "axes_dims_rope");
     if (ok && axes && json_count(axes) != FLUX_AXES)
-        ok = err_failed(err, "transformer/config.json: expected `axes_dims_rope` of three numbers, "
-                        "found %zu", json_count(axes));
+        ok = err_failed(err, "%s: expected `axes_dims_rope` of three numbers, found %zu", file->path,
+                        json_count(axes));
     int i = 0;
     for (const Json *v = ok ? json_first(axes) : NULL; v; v = json_next(v), i++) {
         int64_t value;
@@ -220,19 +213,19 @@ static bool no_flux(const Weights *w, Error *err) {
                       weights_path(w));
 }
 
-bool flux_config(const Weights *w, const char *config_json, FluxConfig *out, Error *err) {
+bool flux_config(const Weights *w, const ConfigFile *config, FluxConfig *out, Error *err) {
     void *scratch = mem_new(NULL, 1);
     const char *prefix = "";
     const NameLayout *layout = flux_layout(scratch, w, &prefix);
     *out = (FluxConfig){0};
     bool ok = layout ? config_from_shapes(w, layout, prefix, out, err) : no_flux(w, err);
-    ok = ok && (!config_json || config_from_json(config_json, out, err));
+    ok = ok && (!config || !config->text || config_from_json(config, out, err));
     if (ok && !flux_check_config(out, err)) ok = err_prefix(err, "%s", weights_path(w));
     mem_free(scratch);
     return ok;
 }
 
-FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, DType type,
+FluxModel *flux_open(void *parent, const Weights *w, const ConfigFile *config, DType type,
                      Error *err) {
     FluxModel *m = MEM_NEW(parent, FluxModel);
     const NameLayout *layout = flux_layout(m, w, &m->prefix);
@@ -243,7 +236,7 @@ FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, DT
     }
     m->layout = layout->name;
     m->weights = *m->prefix ? weights_part(m, w, m->prefix) : w;
-    bool ok = flux_config(w, config_json, &m->config, err);
+    bool ok = flux_config(w, config, &m->config, err);
     NameLayout copy = *layout;
     BindOptions options = {.names = names_translate, .user = &copy, .type = type,
                            .keep = flux_keep, .ignore = flux_ignore};

@@ -10,7 +10,7 @@
 //    before the steps begin.
 //  - step: head, double blocks, single blocks, tail: tokens to velocity.
 //
-//   FluxModel *m = flux_open(parent, weights, config_json, &err);
+//   FluxModel *m = flux_open(parent, weights, config, type, &err);
 //   FluxSchedule *s = flux_schedule_new(parent, m, dev, &(FluxScheduleShape){...});
 //   Stack *stack = stack_new(parent, dev, &s->spec, budget, &err); stack_prepare; write s's inputs;
 //   stack_run; FluxConditions *c = flux_conditions_read(parent, s, &err); stack_free; flux_schedule_free
@@ -23,6 +23,7 @@
 #ifndef KILN_MODELS_FLUX_H
 #define KILN_MODELS_FLUX_H
 
+#include "engine/config.h"
 #include "engine/rope.h"
 #include "engine/stack.h"
 #include "models/timestep.h"
@@ -57,16 +58,17 @@ typedef struct FluxModel {
 
 // Is there a FLUX transformer in `w` (any layout, any prefix)?
 bool flux_is(const Weights *w);
-// Detects layout and prefix, finds the configuration (config_json: the text of diffusers'
-// config.json, or NULL: from the shapes), binds and checks every tensor. `type`: of the matrices on
-// the device (DT_COUNT: as in the file). `w` must outlive the model.
+// Detects layout and prefix, finds the configuration (from the shapes, and diffusers' config.json
+// where it is given: NULL or without text: not), binds and checks every tensor. `type`: of the
+// matrices on the device (DT_COUNT: as in the file). `w` must outlive the model. Each size in
+// config.json is that of the tensors, or an error.
 // Layouts: original ("double_blocks.0.img_attn.qkv.weight", also in GGUF and fp8 files with
 // scale_weight and the marker `scaled_fp8`), diffusers ("transformer_blocks.0.attn.to_q.weight").
-FluxModel *flux_open(void *parent, const Weights *w, const char *config_json, DType type,
+FluxModel *flux_open(void *parent, const Weights *w, const ConfigFile *config, DType type,
                      Error *err);
 
 // The steps of flux_open, for tools.
-bool flux_config(const Weights *w, const char *config_json, FluxConfig *out, Error *err);
+bool flux_config(const Weights *w, const ConfigFile *config, FluxConfig *out, Error *err);
 bool flux_check_config(const FluxConfig *c, Error *err);
 BindWant *flux_wants(void *parent, const FluxConfig *c, int *count); // all, original names
 bool flux_is_schedule(const char *name); // does the schedule stage own this (original) name?

@@ -3,7 +3,6 @@
 
 #include <math.h>
 
-#include "engine/json.h"
 #include "engine/lookup.h"
 #include "models/names.h"
 
@@ -167,34 +166,44 @@ static bool config_from_shapes(const Weights *w, const NameLayout *layout, T5Con
     return true;
 }
 
-static bool config_from_json(const char *text, T5Config *c, Error *err) {
-    const char *const what = "text_encoder_2/config.json";
-    Json *root = json_parse(text, strlen(text), what, err);
+// How the feed-forward layers act: as transformers and older files name it.
+static bool check_act(const ConfigFile *file, const Json *root, const T5Config *c, Error *err) {
+    static const char *const members[] = {"feed_forward_proj", "dense_act_fn"};
+    static const char *const acts[2][3] = {{"relu"}, {"gated-gelu", "gelu_new", "gelu_pytorch_tanh"}};
+    for (size_t i = 0; i < COUNT_OF(members); i++) {
+        const char *act = json_string(json_get(root, members[i]), acts[c->gated][0]);
+        bool known = false;
+        for (size_t k = 0; k < COUNT_OF(acts[0]); k++)
+            known = known || (acts[c->gated][k] && !strcmp(act, acts[c->gated][k]));
+        if (!known)
+            return err_failed(err, "%s: expected `%s` %s, as the tensors %s a gate, found %s", file->path,
+                              members[i], acts[c->gated][c->gated * i], c->gated ? "have" : "lack", act);
+    }
+    return true;
+}
+
+static bool config_from_json(const ConfigFile *file, T5Config *c, Error *err) {
+    Json *root = config_parse(file, err);
     if (!root) return false;
     const struct { const char *name; int *field; } members[] = {
         {"num_heads", &c->heads}, {"d_kv", &c->head_dim}, {"num_layers", &c->layers},
         {"relative_attention_num_buckets", &c->buckets},
         {"relative_attention_max_distance", &c->max_distance},
     };
-    bool ok = true;
-    for (size_t i = 0; ok && i < COUNT_OF(members); i++) {
-        const Json *v = json_get(root, members[i].name);
-        int64_t value;
-        if (!v || json_is_null(v)) continue;
-        ok = json_int_in(v, 1, 1 << 20, &value) ||
-             err_failed(err, "%s: expected a whole number `%s` from 1 to %d, found something else", what,
-                        members[i].name, 1 << 20);
-        if (ok) *members[i].field = (int)value;
-    }
-    c->eps = (float)json_number(json_get(root, "layer_norm_epsilon"), c->eps);
+    const ConfigFact facts[] = {{"d_model", c->dim}, {"d_ff", c->ff}, {"vocab_size", c->vocab},
+                                {"is_gated_act", c->gated}};
     const char *type = json_string(json_get(root, "model_type"), "t5");
-    if (ok && strcmp(type, "t5"))
-        ok = err_failed(err, "%s: expected `model_type` t5, found %s", what, type);
+    bool ok = !strcmp(type, "t5") ||
+              err_failed(err, "%s: expected `model_type` t5, found %s", file->path, type);
+    for (size_t i = 0; ok && i < COUNT_OF(members); i++)
+        ok = config_int(file, root, members[i].name, members[i].field, err);
+    ok = ok && config_agrees(file, root, facts, COUNT_OF(facts), err) && check_act(file, root, c, err);
+    c->eps = (float)json_number(json_get(root, "layer_norm_epsilon"), c->eps);
     json_free(root);
     return ok;
 }
 
-T5Model *t5_open(void *parent, const Weights *w, const char *config_json, DType type,
+T5Model *t5_open(void *parent, const Weights *w, const ConfigFile *config, DType type,
                  Error *err) {
     T5Model *m = MEM_NEW(parent, T5Model);
     const NameLayout *layout = layout_of(m, w, &m->prefix);
@@ -208,7 +217,7 @@ T5Model *t5_open(void *parent, const Weights *w, const char *config_json, DType 
         if (tied) layout = &tied_layout;
         ok = config_from_shapes(m->weights, layout, &m->config, err);
     }
-    ok = ok && (!config_json || config_from_json(config_json, &m->config, err));
+    ok = ok && (!config || !config->text || config_from_json(config, &m->config, err));
     if (ok && !t5_check_config(&m->config, err)) ok = err_prefix(err, "%s", weights_path(w));
     if (ok) {
         NameLayout copy = *layout;

@@ -3,7 +3,7 @@
 // DistillT5 (Wang et al., "Scaling Down Text Encoders of Text-to-Image Diffusion Models", 2025): a
 // T5-Base behind whose last norm two linear maps with a ReLU between give states as wide as T5-XXL's.
 //
-//   T5Model *m = t5_open(parent, weights, config_json, &err);
+//   T5Model *m = t5_open(parent, weights, config, type, &err);
 //   T5Text *t = t5_text_new(parent, m, dev, &(T5Shape){...});
 //   stack_new(parent, dev, &t->spec, ...), stack_prepare, t5_text_write(t, ids, NULL, &err),
 //   stack_run, t5_text_read(t, width, out, &err).
@@ -15,6 +15,7 @@
 #ifndef KILN_MODELS_T5_H
 #define KILN_MODELS_T5_H
 
+#include "engine/config.h"
 #include "engine/stack.h"
 
 typedef struct T5Config {
@@ -43,9 +44,10 @@ typedef struct T5Model {
 } T5Model;
 
 bool t5_is(const Weights *w); // any prefix, for example "text_encoders.t5xxl.transformer."
-// config_json: of transformers (T5Config), or NULL: from the shapes. type: of the matrices on the
-// device (DT_COUNT: as in the file).
-T5Model *t5_open(void *parent, const Weights *w, const char *config_json, DType type,
+// config: of transformers (T5Config); NULL or without text: from the shapes. Sizes and activation that
+// it repeats are those of the tensors, or an error; what decides nothing here (the decoder's members,
+// dropout, ids of tokens) is not read. type: of the matrices on the device (DT_COUNT: as in the file).
+T5Model *t5_open(void *parent, const Weights *w, const ConfigFile *config, DType type,
                  Error *err);
 bool t5_check_config(const T5Config *c, Error *err);
 BindWant *t5_wants(void *parent, const T5Config *c, int *count);

@@ -88,14 +88,15 @@ static bool use_pipeline(Error *err) {
 // What configuration `file` describes, opened with it.
 static bool use_config(int file, const char *text, Error *err) {
     void *scratch = mem_new(NULL, 1);
+    const ConfigFile config = {FILES[file].name, text};
     FlowShift shift = FLOW_SHIFT_FLUX_DEV;
     Vae *vae = NULL;
     bool ok = false;
     switch (file) {
-    case 2: ok = flux_open(scratch, part[PART_TRANSFORMER], text, DT_COUNT, err); break;
-    case 3: ok = clip_open(scratch, part[PART_CLIP_L], text, err); break;
-    case 4: ok = t5_open(scratch, part[PART_T5], text, DT_COUNT, err); break;
-    case 5: ok = vae = vae_open(scratch, part[PART_VAE], text, err); break;
+    case 2: ok = flux_open(scratch, part[PART_TRANSFORMER], &config, DT_COUNT, err); break;
+    case 3: ok = clip_open(scratch, part[PART_CLIP_L], &config, err); break;
+    case 4: ok = t5_open(scratch, part[PART_T5], &config, DT_COUNT, err); break;
+    case 5: ok = vae = vae_open(scratch, part[PART_VAE], &config, err); break;
     case 6: ok = flow_shift_parse(text, strlen(text), "scheduler", &shift, err); break;
     }
     vae_close(vae);

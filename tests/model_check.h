@@ -3,6 +3,7 @@
 #ifndef KILN_TESTS_MODEL_CHECK_H
 #define KILN_TESTS_MODEL_CHECK_H
 
+#include "engine/config.h"
 #include "engine/npy.h"
 #include "engine/stack.h"
 #include "tests/check_device.h"
@@ -15,6 +16,7 @@
 #define KILN_SOURCE_DIR "."
 #endif
 #define GOLDEN KILN_SOURCE_DIR "/tests/golden/"
+#define CONFIG(json) (&(const ConfigFile){"some/config.json", json})
 
 // A tensor of a file as f32.
 static inline float *golden(void *parent, const Weights *w, const char *name, size_t *n) {

@@ -48,7 +48,7 @@ static void states_are_those_of_transformers(void **state) {
             }
             Weights *w = weights_open(scope, mem_printf(scope, GOLDEN "flux_%s.safetensors", cases[i]), &err);
             CHECK(w);
-            ClipModel *m = clip_open(scope, w, weights_meta(w, "clip"), &err);
+            ClipModel *m = clip_open(scope, w, CONFIG(weights_meta(w, "clip")), &err);
             CHECK(m);
             assert_string_equal(m->prefix, "clip.");
             for (size_t k = 0; k < COUNT_OF(wanted); k++)
@@ -76,11 +76,20 @@ static void wrong_files_are_told(void **state) {
     assert_null(clip_open(scope, weights_part(scope, w, "t5."), NULL, &err));
     assert_non_null(strstr(err.text, "expected CLIP's text encoder"));
     err = (Error){0};
-    assert_null(clip_open(scope, w, "{\"hidden_act\": \"mish\"}", &err));
+    assert_null(clip_open(scope, w, CONFIG("{\"hidden_act\": \"mish\"}"), &err));
     assert_non_null(strstr(err.text, "found mish"));
     err = (Error){0};
-    assert_null(clip_open(scope, w, "{\"num_attention_heads\": 7}", &err));
+    assert_null(clip_open(scope, w, CONFIG("{\"num_attention_heads\": 7}"), &err));
     assert_non_null(strstr(err.text, "(7) divides"));
+    static const char *const sizes[] = {"hidden_size", "intermediate_size", "vocab_size",
+                                        "max_position_embeddings", "num_attention_heads"};
+    for (size_t i = 0; i < COUNT_OF(sizes); i++) {
+        err = (Error){0};
+        char *json = mem_printf(scope, "{\"text_config\": {\"%s\": 4294967297}}", sizes[i]);
+        assert_null(clip_open(scope, w, CONFIG(json), &err));
+        assert_non_null(strstr(err.text, "some/config.json: expected "));
+        assert_non_null(strstr(err.text, mem_printf(scope, "`%s`", sizes[i])));
+    }
     weights_close(w);
     mem_free(scope);
 }

@@ -102,7 +102,7 @@ static void velocities_are_those_of_diffusers(void **state) {
                 case_close(&c);
                 continue;
             }
-            FluxModel *m = flux_open(c.scope, c.w, weights_meta(c.w, "transformer"), DT_COUNT, &err);
+            FluxModel *m = flux_open(c.scope, c.w, CONFIG(weights_meta(c.w, "transformer")), DT_COUNT, &err);
             CHECK(m);
             assert_string_equal(m->layout, "diffusers");
             assert_string_equal(m->prefix, "transformer.");
@@ -127,7 +127,7 @@ static void streamed_is_resident_bit_for_bit(void **state) {
             case_close(&c);
             continue;
         }
-        FluxModel *m = flux_open(c.scope, c.w, weights_meta(c.w, "transformer"), DT_COUNT, &err);
+        FluxModel *m = flux_open(c.scope, c.w, CONFIG(weights_meta(c.w, "transformer")), DT_COUNT, &err);
         CHECK(m);
         size_t n;
         golden(c.scope, c.w, "want.flux.velocity", &n);
@@ -154,7 +154,7 @@ static void layouts_give_the_same(void **state) {
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         Case c = case_open("ref", cases[i]);
         const char *json = weights_meta(c.w, "transformer");
-        FluxModel *m = flux_open(c.scope, c.w, json, DT_COUNT, &err);
+        FluxModel *m = flux_open(c.scope, c.w, CONFIG(json), DT_COUNT, &err);
         CHECK(m);
         WeightTensor *t = MEM_ARRAY(c.scope, WeightTensor, m->count);
         for (int k = 0; k < m->count; k++) {
@@ -167,7 +167,7 @@ static void layouts_give_the_same(void **state) {
         Renamed renamed = {m};
         Weights *w = weights_synthetic(c.scope, "renamed", t, m->count, read_renamed, &renamed);
         assert_non_null(w);
-        FluxModel *o = flux_open(c.scope, w, json, DT_COUNT, &err);
+        FluxModel *o = flux_open(c.scope, w, CONFIG(json), DT_COUNT, &err);
         CHECK(o);
         assert_string_equal(o->layout, "original");
         assert_string_equal(o->prefix, "model.diffusion_model.");
@@ -184,7 +184,7 @@ static void configurations_are_found_and_checked(void **state) {
     Error err = {0};
     Case c = case_open("ref", "a");
     FluxConfig given, found, full;
-    CHECK(flux_config(c.w, weights_meta(c.w, "transformer"), &given, &err));
+    CHECK(flux_config(c.w, CONFIG(weights_meta(c.w, "transformer")), &given, &err));
     CHECK(flux_config(c.w, NULL, &found, &err));
     assert_memory_equal(&given, &found, sizeof given);
     const struct { const char *json, *text; } bad[] = {
@@ -193,11 +193,16 @@ static void configurations_are_found_and_checked(void **state) {
         {"{\"axes_dims_rope\": [4, 28]}", "axes_dims_rope"},
         {"{\"num_attention_heads\": 0}", "num_attention_heads"},
         {"{\"_class_name\": \"SD3Transformer2DModel\"}", "found SD3Transformer2DModel"},
+        {"{\"patch_size\": 2}", "some/config.json: expected `patch_size` 1, as the tensors have it, found 2"},
+        {"{\"guidance_embeds\": 0.5}", "`guidance_embeds`"},
+        {"{\"in_channels\": 128}", "1 wrong"},
+        {"{\"joint_attention_dim\": 128}", "1 wrong"},
+        {"{\"pooled_projection_dim\": \"x\"}", "some/config.json: expected a whole number"},
         {"[", "config.json"},
     };
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         err = (Error){0};
-        assert_null(flux_open(c.scope, c.w, bad[i].json, DT_COUNT, &err));
+        assert_null(flux_open(c.scope, c.w, CONFIG(bad[i].json), DT_COUNT, &err));
         if (!strstr(err.text, bad[i].text)) fail_msg("%s: %s", bad[i].json, err.text);
     }
     err = (Error){0};

@@ -279,7 +279,7 @@ static bool opens(PartId id, const ModelPart *p, Error *err) {
     void *scratch = mem_new(NULL, 1);
     bool ok;
     if (id == PART_VAE) {
-        Vae *vae = vae_open(scratch, p->weights, p->config, err);
+        Vae *vae = vae_open(scratch, p->weights, &p->config, err);
         ok = vae != NULL;
         vae_close(vae);
     } else {

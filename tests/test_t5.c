@@ -31,7 +31,7 @@ static void check_case(const char *device, const char *name) {
     Weights *w = weights_open(scope, mem_printf(scope, GOLDEN "flux_%s.safetensors", name), &err);
     CHECK(w);
     assert_true(t5_is(w));
-    T5Model *m = t5_open(scope, w, weights_meta(w, "t5"), DT_COUNT, &err);
+    T5Model *m = t5_open(scope, w, CONFIG(weights_meta(w, "t5")), DT_COUNT, &err);
     CHECK(m);
     assert_string_equal(m->prefix, "t5.");
     T5Config inferred = t5_open(scope, w, NULL, DT_COUNT, &err)->config;
@@ -101,8 +101,22 @@ static void wrong_inputs_are_told(void **state) {
     assert_null(t5_warning(scope, &m->config, 40));
     assert_non_null(strstr(t5_warning(scope, &m->config, 64), "final_projection"));
     err = (Error){0};
-    assert_null(t5_open(scope, w, "{\"num_layers\": 3}", DT_COUNT, &err)); // the file has two
+    assert_null(t5_open(scope, w, CONFIG("{\"num_layers\": 3}"), DT_COUNT, &err)); // the file has two
     assert_non_null(strstr(err.item[0], "block.2"));
+    static const struct { const char *json, *text; } wrong[] = {
+        {"{\"d_model\": 41}", "some/config.json: expected `d_model` 40, as the tensors have it, found 41"},
+        {"{\"d_ff\": 4}", "`d_ff`"},
+        {"{\"vocab_size\": 1.5}", "`vocab_size`"},
+        {"{\"is_gated_act\": false}", "`is_gated_act` true, as the tensors have it, found false"},
+        {"{\"feed_forward_proj\": \"relu\"}", "`feed_forward_proj` gated-gelu, as the tensors have a gate"},
+        {"{\"dense_act_fn\": \"silu\"}", "`dense_act_fn` gelu_new, as the tensors have a gate, found silu"},
+        {"{\"model_type\": \"umt5\"}", "found umt5"},
+    };
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        err = (Error){0};
+        assert_null(t5_open(scope, w, CONFIG(wrong[i].json), DT_COUNT, &err));
+        if (!strstr(err.text, wrong[i].text)) fail_msg("%s: %s", wrong[i].json, err.text);
+    }
     err = (Error){0};
     Weights *part = weights_part(scope, w, "clip.");
     assert_null(t5_open(scope, part, NULL, DT_COUNT, &err));

@@ -139,7 +139,7 @@ static void check_case(const State *s, const Case *c, Device *dev) {
     int f = kl_factor(&kl);
     BindWant *wants = kl_wants(mem, &kl, &count, &encoder);
     Weights *file = file_of(mem, wants, count, kl_names, &kl, c->prefix);
-    Vae *vae = vae_open(mem, file, config, &err);
+    Vae *vae = vae_open(mem, file, &(ConfigFile){c->name, config}, &err);
     CHECK(vae);
     VaeInfo info = vae_info(vae);
     assert_int_equal(info.channels, kl.channels);
@@ -335,9 +335,76 @@ static Vae *flux_vae(void *mem) {
     int count, encoder;
     BindWant *wants = kl_wants(mem, &kl, &count, &encoder);
     Weights *file = file_of(mem, wants, count, NULL, NULL, "");
-    Vae *vae = vae_open(mem, file, "{\"norm_num_groups\": 8, \"scaling_factor\": 0.5}", &err);
+    ConfigFile config = {"config.json", "{\"norm_num_groups\": 8, \"scaling_factor\": 0.5}"};
+    Vae *vae = vae_open(mem, file, &config, &err);
     CHECK(vae);
     return vae;
+}
+
+// config.json may leave members out, but what it says of sizes must be so.
+static void test_configuration(void **state) {
+    (void)state;
+    static const struct { const char *json, *text; } wrong[] = {
+        {"{\"latent_channels\": 4}",
+         "dir/config.json: expected `latent_channels` 16, as the tensors have it, found 4"},
+        {"{\"in_channels\": 4}", "`in_channels` 3"},
+        {"{\"layers_per_block\": 2}", "`layers_per_block` 1"},
+        {"{\"use_quant_conv\": true}", "`use_quant_conv` false, as the tensors have it, found true"},
+        {"{\"use_post_quant_conv\": true}", "`use_post_quant_conv` false"},
+        {"{\"mid_block_add_attention\": false}", "`mid_block_add_attention` true"},
+        {"{\"block_out_channels\": [16, 16]}",
+         "`block_out_channels` of 3 numbers, as the tensors have it, found 2"},
+        {"{\"block_out_channels\": [16, 16, 32, 32]}", "found 4"},
+        {"{\"block_out_channels\": [16, 32, 32]}",
+         "`block_out_channels` with 16 at 1, as the tensors have it, found 32"},
+        {"{\"block_out_channels\": 16}", "of 3 numbers"},
+        {"{\"norm_num_groups\": 8.5}", "`norm_num_groups`"},
+        {"{\"norm_num_groups\": 3}", "groups (3)"},
+        {"{\"scaling_factor\": 0}", "dir/config.json: expected a scaling_factor"},
+        {"{\"_class_name\": \"AutoencoderDC\"}", "dir/config.json: expected an AutoencoderKL or"},
+    };
+    void *mem = mem_new(NULL, 1);
+    Error err = {0};
+    KlConfig kl = {.encoder = true, .decoder = true, .attention = true, .channels = 16, .layers = 1,
+                   .levels = 3, .width = {16, 16, 32}};
+    int count, encoder;
+    BindWant *wants = kl_wants(mem, &kl, &count, &encoder);
+    Weights *file = file_of(mem, wants, count, NULL, NULL, "");
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        const ConfigFile config = {"dir/config.json", wrong[i].json};
+        err = (Error){0};
+        assert_null(vae_open(mem, file, &config, &err));
+        if (!strstr(err.text, wrong[i].text)) fail_msg("%s: %s", wrong[i].json, err.text);
+    }
+    const ConfigFile sound = {"dir/config.json",
+        "{\"_class_name\": \"AutoencoderKL\", \"latent_channels\": 16, "
+        "\"block_out_channels\": [16, 16, 32], \"layers_per_block\": 1, "
+        "\"use_quant_conv\": false, \"norm_num_groups\": 8, \"shift_factor\": null}"};
+    Vae *vae = vae_open(mem, file, &sound, &err);
+    CHECK(vae);
+    vae_close(vae);
+    // Of half an autoencoder the other half's members say nothing.
+    kl.encoder = false, kl.post_quant = true;
+    wants = kl_wants(mem, &kl, &count, &encoder);
+    Weights *half = file_of(mem, wants, count, NULL, NULL, "");
+    const ConfigFile both = {"dir/config.json", "{\"use_quant_conv\": true, \"use_post_quant_conv\": true, "
+                                                "\"norm_num_groups\": 8}"};
+    vae = vae_open(mem, half, &both, &err);
+    CHECK(vae);
+    vae_close(vae);
+    // A tiny one.
+    BindWant *v = NULL;
+    int n = 0;
+    add_layers(mem, &v, &n, "decoder.layers.", "c.bb.db.dbc", 4, 3);
+    Weights *tiny = file_of(mem, v, n, NULL, NULL, "");
+    const ConfigFile four = {"dir/config.json", "{\"latent_channels\": 4}"},
+                     many = {"dir/config.json", "{\"latent_channels\": 16}"};
+    vae = vae_open(mem, tiny, &four, &err);
+    CHECK(vae);
+    vae_close(vae);
+    assert_null(vae_open(mem, tiny, &many, &err));
+    assert_non_null(strstr(err.text, "dir/config.json: expected `latent_channels` 4"));
+    mem_free(mem);
 }
 
 static void test_budget(void **state) {
@@ -541,7 +608,8 @@ static int tear_down(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_original_names), cmocka_unit_test(test_kl), cmocka_unit_test(test_bands),
-        cmocka_unit_test(test_tiny), cmocka_unit_test(test_budget), cmocka_unit_test(test_small_buffers),
+        cmocka_unit_test(test_tiny), cmocka_unit_test(test_configuration),
+        cmocka_unit_test(test_budget), cmocka_unit_test(test_small_buffers),
         cmocka_unit_test(test_samples), cmocka_unit_test(test_photograph),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -51,8 +51,8 @@ int inspect_part_of(const Inspected *in, const Weights *w, const char *name) {
 static const char *variant_of(const ModelPart *transformer) {
     FluxConfig c;
     Error ignored = {0};
-    return flux_config(transformer->weights, transformer->config, &c, &ignored) ? flux_variant(&c)
-                                                                                : NULL;
+    return flux_config(transformer->weights, &transformer->config, &c, &ignored) ? flux_variant(&c)
+                                                                                 : NULL;
 }
 
 static void found_model(Inspected *in, ModelParts *model) {

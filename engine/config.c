@@ -1,0 +1,88 @@
+// config.c: see config.h.
+#include "engine/config.h"
+
+#include "backend/os.h"
+
+enum { MAX_CONFIG = 1 << 20, MAX_INT = 1 << 24 };
+#define TRY_PAIR "take it and the weights from one place"
+
+// ---- reading --------------------------------------------------------------------------------------
+
+// Mapped, so that a pipe is refused, not waited for.
+static char *text_at(void *parent, const char *path, Error *err) {
+    FileMap map;
+    if (!os_map(&map, path, err)) return NULL;
+    bool ok = map.size <= MAX_CONFIG && (!map.size || !memchr(map.data, 0, map.size));
+    char *text = ok ? mem_strndup(parent, map.size ? (const char *)map.data : "", map.size) : NULL;
+    if (!ok)
+        err_failed(err, "%s: expected at most %d KiB of text, found %zu bytes%s; the file is damaged", path,
+                   MAX_CONFIG >> 10, map.size, map.size <= MAX_CONFIG ? " with zeros" : "");
+    os_unmap(&map);
+    return text;
+}
+
+bool config_read(void *parent, const char *folder, const char *name, ConfigFile *out, Error *err) {
+    char *path = os_path_join(parent, folder, name);
+    *out = (ConfigFile){.path = path};
+    return os_path_kind(path) == PATH_NONE || (out->text = text_at(parent, path, err));
+}
+
+Json *config_parse(const ConfigFile *file, Error *err) {
+    return json_parse(file->text, strlen(file->text), file->path, err);
+}
+
+bool config_int(const ConfigFile *file, const Json *root, const char *name, int *value, Error *err) {
+    const Json *v = json_get(root, name);
+    int64_t found;
+    if (!v || json_is_null(v)) return true;
+    if (!json_int_in(v, 0, MAX_INT, &found))
+        return err_failed(err, "%s: expected a whole number `%s` from 0 to %d, found something else",
+                          file->path, name, MAX_INT);
+    *value = (int)found;
+    return true;
+}
+
+// ---- agreement ------------------------------------------------------------------------------------
+
+static bool is_number(const Json *v, int64_t is) {
+    int64_t found;
+    if (json_is_bool(v)) return json_bool(v, false) == is;
+    return json_int_in(v, INT32_MIN, INT32_MAX, &found) && found == is;
+}
+
+// A value as it stands in the file.
+static const char *shown(char out[32], const Json *v) {
+    if (json_is_number(v)) snprintf(out, 32, "%g", json_number(v, 0));
+    else snprintf(out, 32, "%s", json_is_bool(v) ? json_bool(v, false) ? "true" : "false" : "something else");
+    return out;
+}
+
+bool config_agrees(const ConfigFile *file, const Json *root, const ConfigFact *facts, int count,
+                   Error *err) {
+    for (int i = 0; i < count; i++) {
+        const Json *v = json_get(root, facts[i].name);
+        char expected[32], found[32];
+        if (!v || json_is_null(v) || is_number(v, facts[i].is)) continue;
+        snprintf(expected, sizeof expected, "%lld", (long long)facts[i].is);
+        if (json_is_bool(v)) snprintf(expected, sizeof expected, "%s", facts[i].is ? "true" : "false");
+        return err_failed(err, "%s: expected `%s` %s, as the tensors have it, found %s; " TRY_PAIR,
+                          file->path, facts[i].name, expected, shown(found, v));
+    }
+    return true;
+}
+
+bool config_list_agrees(const ConfigFile *file, const Json *root, const char *name, const int *is, int count,
+                        Error *err) {
+    const Json *list = json_get(root, name);
+    if (!list || json_is_null(list)) return true;
+    int i = 0;
+    char found[32];
+    const Json *v = json_first(list);
+    for (; v && i < count && is_number(v, is[i]); v = json_next(v)) i++;
+    if (json_is_array(list) && i == count && !v) return true;
+    if (!json_is_array(list) || i == count || !v)
+        return err_failed(err, "%s: expected `%s` of %d numbers, as the tensors have it, found %zu; "
+                          TRY_PAIR, file->path, name, count, json_count(list));
+    return err_failed(err, "%s: expected `%s` with %d at %d, as the tensors have it, found %s; " TRY_PAIR,
+                      file->path, name, is[i], i, shown(found, v));
+}
