@@ -56,7 +56,7 @@ typedef struct MemoryStats {
 // All devices of all backends built in, in the order cpu, ref, vulkan:0, ... A backend that cannot
 // start (no driver) contributes none and a line to the log. Owned by `parent`.
 DeviceInfo *dev_list(void *parent, int *count, const Log *log);
-// `spec`: "auto", "ref", "cpu", "vulkan", "vulkan:N" (CLI.md). End with dev_close, after its buffers
+// `spec`: "auto", "ref", "cpu", "vulkan", "vulkan:N". End with dev_close, after its buffers
 // and programs are freed.
 Device *dev_open(void *parent, const char *spec, const DeviceOptions *options, Error *err);
 void dev_close(Device *dev);
