@@ -542,7 +542,7 @@ static bool decode_planes(const Dataset *set, int i, int size, uint8_t *planes, 
     if (image) {
         *shape = (DatasetShape){image->width, image->height, n};
         if (image->width == size && image->height == size) image_to_planes(image, planes);
-        else if ((fitted = image_fit(NULL, image, size, size, err)))
+        else if ((fitted = image_fit(NULL, image, IMAGE_TRIANGLE, size, size, err)))
             image_to_planes(fitted, planes);
         else shape->width = 0;
     }

@@ -68,7 +68,7 @@ bool dataset_info(void *parent, Dataset *set, DatasetInfo *info, DatasetProgress
 
 static Image *preview_cell(void *parent, const Dataset *set, int i, int size, Error *err) {
     Image *image = dataset_image(NULL, set, i, err);
-    Image *cell = image ? image_fit(parent, image, size, size, err) : NULL;
+    Image *cell = image ? image_fit(parent, image, IMAGE_TRIANGLE, size, size, err) : NULL;
     mem_free(image);
     return cell;
 }

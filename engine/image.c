@@ -406,56 +406,89 @@ bool image_save(const char *path, const Image *image, const ImageText *texts, in
 
 // ---- shaping ----------------------------------------------------------------------------------
 
-// One axis of the triangle filter. Output x covers input around (x + 1/2) src / dst; the weight of
-// input i is 1 - |i + 1/2 - centre| / support with support max(1, src / dst). Times 2 dst support
-// all of it is an integer: 2 max(src, dst) - |(2 i + 1) dst - (2 x + 1) src|.
+// The inputs of one output along an axis: weight k, over `sum`, belongs to input first + k.
 typedef struct Taps {
     int first, count;
     int64_t sum;
 } Taps;
 
-static int64_t tap_weight(int64_t i, int64_t x, int64_t src, int64_t dst) {
+// The triangle filter. Output x covers input around (x + 1/2) src / dst; the weight of input i is
+// 1 - |i + 1/2 - centre| / support with support max(1, src / dst). Times 2 dst support all of it is
+// an integer: 2 max(src, dst) - |(2 i + 1) dst - (2 x + 1) src|.
+static int64_t triangle_weight(int64_t i, int64_t x, int64_t src, int64_t dst) {
     int64_t d = (2 * i + 1) * dst - (2 * x + 1) * src;
     return MAX(2 * MAX(src, dst) - (d < 0 ? -d : d), 0);
 }
 
-static Taps taps_of(int64_t x, int64_t src, int64_t dst, int64_t *weights) {
+static Taps triangle(int64_t x, int64_t src, int64_t dst, int64_t *weights) {
     int64_t reach = 2 * MAX(src, dst), centre = (2 * x + 1) * src;
     int64_t lo = (centre - reach) / (2 * dst) - 1, hi = (centre + reach) / (2 * dst) + 1;
     Taps taps = {.first = (int)MAX(lo, 0)};
     for (int64_t i = taps.first; i <= MIN(hi, src - 1); i++) {
-        weights[taps.count] = tap_weight(i, x, src, dst);
+        weights[taps.count] = triangle_weight(i, x, src, dst);
         taps.sum += weights[taps.count++];
     }
     return taps;
 }
 
-// Rows first into 16 bits (8 of them a fraction), then columns.
-static void resize_rows(const Image *src, uint16_t *out, int width, int64_t *weights) {
+static double sinc(double x) {
+    x *= 3.14159265358979323846;
+    return x == 0 ? 1 : sin(x) / x;
+}
+
+static double lobes(double x) { return x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0; }
+
+// Lanczos' filter with three lobes, widened by the reduction. Range, order of operations and the 22
+// bits of a weight are PIL's, so the bytes are too.
+static Taps lanczos(int64_t x, int64_t src, int64_t dst, int64_t *weights) {
+    double scale = (double)src / (double)dst, wide = MAX(scale, 1.0), sum = 0;
+    double centre = ((double)x + 0.5) * scale, support = 3 * wide;
+    int64_t first = MAX((int64_t)(centre - support + 0.5), 0);
+    int64_t end = MIN((int64_t)(centre + support + 0.5), src);
+    Taps taps = {.first = (int)first, .count = (int)(end - first), .sum = 1 << 22};
+    for (int64_t i = first; i < end; i++) sum += lobes(((double)i - centre + 0.5) / wide);
+    for (int64_t i = first; i < end; i++) {
+        double w = lobes(((double)i - centre + 0.5) / wide) / sum * (double)taps.sum;
+        weights[i - first] = (int64_t)(w + (w < 0 ? -0.5 : 0.5));
+    }
+    return taps;
+}
+
+typedef struct Filter {
+    Taps (*taps)(int64_t x, int64_t src, int64_t dst, int64_t *weights);
+    int unit; // of the numbers between the passes, which are up to 255 units
+} Filter;
+static const Filter filters[] = {[IMAGE_TRIANGLE] = {triangle, 256}, [IMAGE_LANCZOS] = {lanczos, 1}};
+
+static int64_t bounded(int64_t v, int64_t most) { return MAX(MIN(v, most), 0); }
+
+// Rows first, then columns.
+static void resize_rows(const Image *src, const Filter *f, uint16_t *out, int width, int64_t *weights) {
     for (int x = 0; x < width; x++) {
-        Taps taps = taps_of(x, src->width, width, weights);
+        Taps taps = f->taps(x, src->width, width, weights);
         for (int y = 0; y < src->height; y++) {
             const uint8_t *in =
                 src->rgb + ((size_t)y * (size_t)src->width + (size_t)taps.first) * 3;
             for (int c = 0; c < 3; c++) {
                 int64_t acc = taps.sum / 2;
-                for (int k = 0; k < taps.count; k++) acc += weights[k] * in[k * 3 + c] * 256;
+                for (int k = 0; k < taps.count; k++) acc += weights[k] * in[k * 3 + c] * f->unit;
                 out[((size_t)y * (size_t)width + (size_t)x) * 3 + (size_t)c] =
-                    (uint16_t)(acc / taps.sum);
+                    (uint16_t)bounded(acc / taps.sum, 255 * f->unit);
             }
         }
     }
 }
 
-static void resize_columns(const uint16_t *in, int src_height, Image *out, int64_t *weights) {
+static void resize_columns(const uint16_t *in, const Filter *f, int src_height, Image *out,
+                           int64_t *weights) {
     size_t stride = (size_t)out->width * 3;
     for (int y = 0; y < out->height; y++) {
-        Taps taps = taps_of(y, src_height, out->height, weights);
+        Taps taps = f->taps(y, src_height, out->height, weights);
         for (size_t x = 0; x < stride; x++) {
-            int64_t acc = taps.sum * 128;
+            int64_t acc = taps.sum * f->unit / 2;
             for (int k = 0; k < taps.count; k++)
                 acc += weights[k] * in[(size_t)(taps.first + k) * stride + x];
-            out->rgb[(size_t)y * stride + x] = (uint8_t)(acc / (taps.sum * 256));
+            out->rgb[(size_t)y * stride + x] = (uint8_t)bounded(acc / (taps.sum * f->unit), 255);
         }
     }
 }
@@ -470,20 +503,22 @@ static Image *copy_part(void *parent, const Image *image, int left, int top, int
     return part;
 }
 
-Image *image_resize(void *parent, const Image *image, int width, int height, Error *err) {
+Image *image_resize(void *parent, const Image *image, ImageFilter filter, int width, int height,
+                    Error *err) {
     if (width == image->width && height == image->height)
         return copy_part(parent, image, 0, 0, width, height, err);
     Image *out = image_new(parent, width, height, err);
     if (!out) return NULL;
     int64_t *weights = MEM_ARRAY(NULL, int64_t, MAX(image->width, image->height) + 4);
     uint16_t *middle = MEM_ARRAY(weights, uint16_t, (size_t)width * (size_t)image->height * 3);
-    resize_rows(image, middle, width, weights);
-    resize_columns(middle, image->height, out, weights);
+    resize_rows(image, &filters[filter], middle, width, weights);
+    resize_columns(middle, &filters[filter], image->height, out, weights);
     mem_free(weights);
     return out;
 }
 
-Image *image_fit(void *parent, const Image *image, int width, int height, Error *err) {
+Image *image_fit(void *parent, const Image *image, ImageFilter filter, int width, int height,
+                 Error *err) {
     if (!check_size((uint64_t)MAX(width, 0), (uint64_t)MAX(height, 0), err)) return NULL;
     int64_t w = image->width, h = image->height;
     // The largest part of the wanted shape: one side stays whole.
@@ -491,7 +526,7 @@ Image *image_fit(void *parent, const Image *image, int width, int height, Error 
     Image *part = copy_part(parent, image, (int)((w - cut_w) / 2), (int)((h - cut_h) / 2),
                             (int)cut_w, (int)cut_h, err);
     if (!part || (part->width == width && part->height == height)) return part;
-    Image *out = image_resize(parent, part, width, height, err);
+    Image *out = image_resize(parent, part, filter, width, height, err);
     mem_free(part);
     return out;
 }

@@ -57,12 +57,16 @@ bool image_save(const char *path, const Image *image, const ImageText *texts, in
                 Error *err);
 
 // ---- shaping ----------------------------------------------------------------------------------
-// Triangle filter whose support grows with the reduction (what PIL calls BILINEAR: bilinear when
-// enlarging, area-weighted when reducing), in integers: the same bytes on every machine.
-Image *image_resize(void *parent, const Image *image, int width, int height, Error *err);
+// TRIANGLE  support grows with the reduction (PIL's BILINEAR: bilinear when enlarging, area-weighted
+//           when reducing), in integers: the same bytes on every machine
+// LANCZOS   three lobes; PIL's bytes, and so what diffusers' pipelines make of a given picture
+typedef enum ImageFilter { IMAGE_TRIANGLE, IMAGE_LANCZOS } ImageFilter;
+Image *image_resize(void *parent, const Image *image, ImageFilter filter, int width, int height,
+                    Error *err);
 // The largest centred part with the shape width:height, resized to it. Unchanged if it fits
 // already.
-Image *image_fit(void *parent, const Image *image, int width, int height, Error *err);
+Image *image_fit(void *parent, const Image *image, ImageFilter filter, int width, int height,
+                 Error *err);
 // A contact sheet, left to right and top to bottom, `columns` in a row, `gap` pixels of `grey`
 // between and around; cells are as large as the largest picture. NULL entries leave a cell empty.
 Image *image_grid(void *parent, const Image *const *images, int count, int columns, int gap,

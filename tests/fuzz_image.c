@@ -34,7 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         Image *image = image_decode(NULL, copy, size, &err);
         if (image) {
             assert(image->width == width && image->height == height);
-            Image *fitted = image_fit(NULL, image, 32, 32, &err);
+            Image *fitted = image_fit(NULL, image, IMAGE_LANCZOS, 32, 32, &err);
             assert(fitted);
             mem_free(fitted);
         } else {

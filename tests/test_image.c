@@ -340,24 +340,46 @@ static void test_resize(void **state) {
     memset(flat->rgb, 201, 61 * 47 * 3);
     static const int sizes[][2] = {{1, 1}, {32, 32}, {61, 47}, {200, 3}, {7, 300}};
     for (size_t i = 0; i < COUNT_OF(sizes); i++) { // weights sum to one exactly
-        Image *out = image_resize(scope, flat, sizes[i][0], sizes[i][1], NULL);
+        Image *out = image_resize(scope, flat, IMAGE_TRIANGLE, sizes[i][0], sizes[i][1], NULL);
         for (int k = 0; k < out->width * out->height * 3; k++) assert_int_equal(out->rgb[k], 201);
     }
     // Halving by the triangle filter: weights 1 3 3 1 over 8, ends cut off.
     Image *line = image_new(scope, 4, 1, NULL);
     static const uint8_t values[4] = {0, 80, 160, 240};
     for (int x = 0; x < 4; x++) memset(line->rgb + x * 3, values[x], 3);
-    Image *half = image_resize(scope, line, 2, 1, NULL);
+    Image *half = image_resize(scope, line, IMAGE_TRIANGLE, 2, 1, NULL);
     assert_int_equal(half->rgb[0], (3 * 0 + 3 * 80 + 1 * 160 + 3) / 7);
     assert_int_equal(half->rgb[3], (1 * 80 + 3 * 160 + 3 * 240 + 3) / 7);
     // Doubling: 3/4 and 1/4 of the neighbours.
-    Image *twice = image_resize(scope, line, 8, 1, NULL);
+    Image *twice = image_resize(scope, line, IMAGE_TRIANGLE, 8, 1, NULL);
     assert_int_equal(twice->rgb[0], 0);
     assert_int_equal(twice->rgb[1 * 3], 20);
     assert_int_equal(twice->rgb[2 * 3], 60);
     assert_int_equal(twice->rgb[7 * 3], 240);
-    assert_same(image_resize(scope, line, 4, 1, NULL), line);
-    assert_null(image_resize(scope, line, 0, 1, NULL));
+    assert_same(image_resize(scope, line, IMAGE_TRIANGLE, 4, 1, NULL), line);
+    assert_null(image_resize(scope, line, IMAGE_TRIANGLE, 0, 1, NULL));
+}
+
+// Against PIL's Image.resize(size, LANCZOS) of the same numbers.
+static void test_lanczos(void **state) {
+    (void)state;
+    static const uint8_t smaller[5 * 3] = {
+        87, 125, 107, 139, 114, 132, 127, 131, 116, 106, 130, 138, 110, 113, 179};
+    static const uint8_t larger[9 * 4] = {
+        0, 0, 14, 45, 79, 111, 142, 158, 164, 23, 58, 117, 146, 90, 33, 62, 122, 159, 137, 145, 155, 148,
+        116, 82, 76, 86, 93, 213, 164, 85, 49, 127, 205, 168, 90, 40};
+    static const struct { int width, height, to_width, to_height; const uint8_t *want; } cases[] = {
+        {13, 7, 5, 3, smaller}, {4, 3, 9, 4, larger}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        Image *image = image_new(scope, cases[i].width, cases[i].height, NULL);
+        for (int y = 0; y < image->height; y++)
+            for (int x = 0; x < image->width; x++)
+                memset(image->rgb + (y * image->width + x) * 3, (x * 53 + y * 91 + x * y % 7 * 40) % 256, 3);
+        Image *out = image_resize(scope, image, IMAGE_LANCZOS, cases[i].to_width, cases[i].to_height, NULL);
+        for (int k = 0; k < out->width * out->height * 3; k++)
+            assert_int_equal(out->rgb[k], cases[i].want[k / 3]);
+        assert_same(image_resize(scope, image, IMAGE_LANCZOS, image->width, image->height, NULL), image);
+    }
 }
 
 static void test_fit(void **state) {
@@ -366,17 +388,17 @@ static void test_fit(void **state) {
     Image *image = image_new(scope, 96, 32, NULL);
     for (int y = 0; y < 32; y++)
         for (int x = 0; x < 96; x++) image->rgb[(y * 96 + x) * 3 + x / 32] = 255;
-    Image *fit = image_fit(scope, image, 16, 16, NULL);
+    Image *fit = image_fit(scope, image, IMAGE_TRIANGLE, 16, 16, NULL);
     assert_int_equal(fit->width * 1000 + fit->height, 16016);
     for (int i = 0; i < 16 * 16; i++) {
         assert_int_equal(fit->rgb[i * 3], 0);
         assert_int_equal(fit->rgb[i * 3 + 1], 255);
         assert_int_equal(fit->rgb[i * 3 + 2], 0);
     }
-    assert_same(image_fit(scope, image, 96, 32, NULL), image);
+    assert_same(image_fit(scope, image, IMAGE_TRIANGLE, 96, 32, NULL), image);
     Image *thin = image_new(scope, 1, 1000, NULL);
-    assert_int_equal(image_fit(scope, thin, 32, 32, NULL)->height, 32);
-    assert_null(image_fit(scope, image, 0, 0, NULL));
+    assert_int_equal(image_fit(scope, thin, IMAGE_TRIANGLE, 32, 32, NULL)->height, 32);
+    assert_null(image_fit(scope, image, IMAGE_TRIANGLE, 0, 0, NULL));
 }
 
 static void test_grid(void **state) {
@@ -427,9 +449,9 @@ int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_png),     TEST(test_jpeg),  TEST(test_jpeg_kinds), TEST(test_truncated),
-        TEST(test_count),
-        TEST(test_flipped), TEST(test_bombs), TEST(test_exif), TEST(test_files), TEST(test_resize),
-        TEST(test_fit),     TEST(test_grid),  TEST(test_numbers),
+        TEST(test_count),   TEST(test_flipped), TEST(test_bombs), TEST(test_exif),
+        TEST(test_files),   TEST(test_resize),  TEST(test_lanczos), TEST(test_fit),
+        TEST(test_grid),    TEST(test_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -48,7 +48,7 @@ static bool read_prompt(const char *option, void *parent, const char *given, con
 static bool read_init(const GenerateValues *v, TextJob *t, Error *err) {
     if (!v->init_img) return true;
     Image *image = image_load(t->job, v->init_img, err);
-    if (image) image = image_fit(t->job, image, t->request.width, t->request.height, err);
+    if (image) image = image_fit(t->job, image, IMAGE_LANCZOS, t->request.width, t->request.height, err);
     t->request.init = image;
     return image || err_prefix(err, "--init-img");
 }
