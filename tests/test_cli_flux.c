@@ -318,6 +318,11 @@ static void distilled_without_projection(void **state) {
     mem_free(scope);
 }
 
+static void thresholding_at_nothing_is_off(void **state) {
+    (void)state;
+    want_case("cfg", model_of("cfg"), "--threshold 0");
+}
+
 static void settings_in_the_picture(void **state) {
     (void)state;
     void *scope = mem_new(NULL, 1);
@@ -536,6 +541,7 @@ int main(void) {
         cmocka_unit_test(files_beside_the_picture),
         cmocka_unit_test(projection_of_clip_is_not_used),
         cmocka_unit_test(distilled_without_projection),
+        cmocka_unit_test(thresholding_at_nothing_is_off),
         cmocka_unit_test(settings_in_the_picture),
         cmocka_unit_test(prompts_from_files),
         cmocka_unit_test(requests_that_cannot_be),

@@ -92,7 +92,7 @@ static const Option options[] = {
      .value = "KIND", .fallback = "constant",
      .help = "How --cfg-scale changes over the run: low-high-low with the same mean."},
     {.name = "threshold", .kind = OPT_NUMBER, V(threshold), .value = "Q", .min = 0, .max = 1,
-     .says = "off", .help = "Dynamic thresholding at this quantile, for example 0.995."},
+     .says = "off", .help = "Dynamic thresholding at this quantile, for example 0.995; 0: off."},
     {.name = "shift", .kind = OPT_NUMBER, V(shift), .value = "S", .min = 0.01, .max = 100,
      .says = "the model's", .help = "A fixed shift of the schedule in place of the model's."},
     {.name = "rng", .kind = OPT_CHOICE, V(rng), .choices = "torch,cuda", .value = "KIND",
