@@ -115,6 +115,8 @@ static const Marker markers[] = {
     {"flux", "double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight", ANY},
     {"flux", "transformer_blocks.0.attn.add_q_proj.weight", "single_transformer_blocks.0.proj_mlp.weight",
      ANY},
+    {"flux", "transformer_blocks.0.attn.to_added_qkv.weight", "single_transformer_blocks.0.proj_mlp.weight",
+     ANY},
     // Other transformers.
     {"hidream", "double_stream_blocks.0.block.adaLN_modulation.1.weight", NULL, ANY},
     {"sd3", "joint_blocks.0.x_block.attn.qkv.weight", NULL, ANY},

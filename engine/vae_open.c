@@ -6,8 +6,9 @@
 
 #include <math.h>
 
-// Training code's leavings in single-file checkpoints.
-static const char *const IGNORED[] = {"loss.", "model_ema.", NULL};
+// Training code's leavings in single-file checkpoints, and what diffusers' fuse_qkv_projections has
+// stacked beside its pieces.
+static const char *const IGNORED[] = {"loss.", "model_ema.", "*.to_qkv.weight", "*.to_qkv.bias", NULL};
 
 static const char *const PREFIXES[] = {"", "vae.", "first_stage_model."};
 

@@ -2,8 +2,14 @@
 #include "models/flux_impl.h"
 
 // Diffusers keeps queries, keys and values apart, names text and image otherwise, and stores the
-// final modulation as scale, then shift.
+// final modulation as scale, then shift. The first rows: where fuse_qkv_projections has stacked them,
+// and what was stacked is gone.
+enum { FUSED_ROWS = 3 };
 static const NameRow diffusers_rows[] = {
+    {"double_blocks.#.img_attn.qkv.", {"transformer_blocks.#.attn.to_qkv."}},
+    {"double_blocks.#.txt_attn.qkv.", {"transformer_blocks.#.attn.to_added_qkv."}},
+    {"single_blocks.#.linear1.",
+     {"single_transformer_blocks.#.attn.to_qkv.", "single_transformer_blocks.#.proj_mlp."}},
     {"img_in.", {"x_embedder."}},
     {"txt_in.", {"context_embedder."}},
     {"time_in.in_layer.", {"time_text_embed.timestep_embedder.linear_1."}},
@@ -46,18 +52,28 @@ static const NameRow diffusers_rows[] = {
 // Markers are tensors that no sibling has (FLUX.2, Chroma, HunyuanVideo, AuraFlow, SD3).
 static const NameLayout layouts[] = {
     {"original", "double_blocks.0.img_mod.lin.weight", NULL, 0},
-    {"diffusers", "single_transformer_blocks.0.proj_mlp.weight", diffusers_rows,
-     COUNT_OF(diffusers_rows)},
+    {"diffusers", "single_transformer_blocks.0.proj_mlp.weight", diffusers_rows + FUSED_ROWS,
+     COUNT_OF(diffusers_rows) - FUSED_ROWS},
 };
+static const NameLayout fused_layout = {"diffusers, fused", "", diffusers_rows, COUNT_OF(diffusers_rows)};
 
-// diffusers' fuse_qkv_projections saves the stacked projections beside those that it stacked.
+// diffusers' fuse_qkv_projections leaves the stacked projections beside those that it stacked.
 const char *const flux_ignore[] = {"*.to_qkv.weight", "*.to_qkv.bias", "*.to_added_qkv.weight",
                                    "*.to_added_qkv.bias", NULL};
 const char *const flux_keep[] = {"img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.",
                                  "final_layer.", NULL};
 
 const NameLayout *flux_layout(void *parent, const Weights *w, const char **prefix) {
-    return names_detect(parent, w, layouts, COUNT_OF(layouts), prefix);
+    void *scratch = mem_new(NULL, 1);
+    const char *front = "";
+    const NameLayout *found = names_detect(scratch, w, layouts, COUNT_OF(layouts), &front);
+    if (found == &layouts[1] &&
+        !weights_find(w, mem_printf(scratch, "%stransformer_blocks.0.attn.to_q.weight", front)) &&
+        weights_find(w, mem_printf(scratch, "%stransformer_blocks.0.attn.to_qkv.weight", front)))
+        found = &fused_layout;
+    if (found && prefix) *prefix = mem_strdup(parent, front);
+    mem_free(scratch);
+    return found;
 }
 
 bool flux_is(const Weights *w) { return flux_layout(NULL, w, NULL) != NULL; }

@@ -1,8 +1,11 @@
 // FLUX.1's transformer against diffusers (tests/golden/flux_*.safetensors): both stages, both
 // layouts, batches with a prompt each, streamed as resident; host-side inputs.
+#include "engine/model_parts.h"
+#include "engine/safetensors.h"
 #include "models/flux.h"
 #include "models/names.h"
 #include "tests/model_check.h"
+#include "tests/scratch.h"
 
 static const char *const cases[] = {"a", "b"};
 
@@ -179,6 +182,64 @@ static void layouts_give_the_same(void **state) {
     }
 }
 
+// As diffusers saves after fuse_qkv_projections, with the pieces or without them.
+static void put_fused(StWriter *out, const Weights *w, const char *name, bool pieces) {
+    static const struct { const char *piece[3], *whole; } fused[] = {
+        {{".to_q.", ".to_k.", ".to_v."}, ".to_qkv."},
+        {{".add_q_proj.", ".add_k_proj.", ".add_v_proj."}, ".to_added_qkv."},
+    };
+    Error err = {0};
+    const WeightTensor *t = weights_find(w, name);
+    bool kept = true;
+    for (size_t i = 0; i < 2 * COUNT_OF(fused); i++) {
+        const char *const *piece = fused[i / 2].piece, *at = strstr(name, piece[0]);
+        kept = kept && !strstr(name, piece[i % 2 + 1]) && (!at || pieces);
+        if (!at || i % 2) continue;
+        uint8_t *all = mem_new(out, 3 * (size_t)t->bytes);
+        int head = (int)(at - name);
+        for (int k = 0; k < 3; k++) {
+            char *own = mem_printf(out, "%.*s%s%s", head, name, piece[k], at + strlen(piece[0]));
+            CHECK(weights_read(w, weights_find(w, own), 0, all + (size_t)k * t->bytes, t->bytes, &err));
+        }
+        int64_t shape[MAX_DIMS] = {3 * t->shape[0], t->shape[1]};
+        st_put(out, mem_printf(out, "%.*s%s%s", head, name, fused[i / 2].whole, at + strlen(piece[0])),
+               t->dtype, t->ndim, shape, all);
+    }
+    if (!kept && !pieces) return;
+    uint8_t *bytes = mem_new(out, (size_t)t->bytes);
+    CHECK(weights_read(w, t, 0, bytes, t->bytes, &err));
+    st_put(out, name, t->dtype, t->ndim, t->shape, bytes);
+}
+
+static void fused_projections_give_the_same(void **state) {
+    (void)state;
+    Error err = {0};
+    Case c = case_open("ref", "b");
+    char *dir = scratch_new(c.scope);
+    FluxModel *m = flux_open(c.scope, c.w, CONFIG(weights_meta(c.w, "transformer")), DT_COUNT, &err);
+    CHECK(m);
+    size_t n;
+    golden(c.scope, c.w, "want.flux.velocity", &n);
+    float *want = run_steps(&c, m, DT_F32, false);
+    for (int pieces = 0; pieces < 2; pieces++) {
+        char *path = os_path_join(c.scope, dir, pieces ? "both.safetensors" : "fused.safetensors");
+        StWriter *out = st_writer(c.scope);
+        for (int i = 0; i < weights_count(m->weights); i++)
+            put_fused(out, m->weights, weights_at(m->weights, i)->name, pieces);
+        CHECK(st_write(out, path, &err));
+        Weights *w = weights_open(c.scope, path, &err);
+        CHECK(w);
+        assert_string_equal(weights_architecture(w, NULL), "flux");
+        FluxModel *fused = flux_open(c.scope, w, CONFIG(weights_meta(c.w, "transformer")), DT_COUNT, &err);
+        CHECK(fused);
+        assert_string_equal(fused->layout, pieces ? "diffusers" : "diffusers, fused");
+        assert_memory_equal(run_steps(&c, fused, DT_F32, false), want, n * sizeof(float));
+        weights_close(w);
+    }
+    scratch_remove(dir);
+    case_close(&c);
+}
+
 static void configurations_are_found_and_checked(void **state) {
     (void)state;
     Error err = {0};
@@ -245,6 +306,7 @@ int main(void) {
         cmocka_unit_test(velocities_are_those_of_diffusers),
         cmocka_unit_test(streamed_is_resident_bit_for_bit),
         cmocka_unit_test(layouts_give_the_same),
+        cmocka_unit_test(fused_projections_give_the_same),
         cmocka_unit_test(configurations_are_found_and_checked),
         cmocka_unit_test(latents_are_packed_and_unpacked),
     };

@@ -383,6 +383,14 @@ static void test_configuration(void **state) {
     Vae *vae = vae_open(mem, file, &sound, &err);
     CHECK(vae);
     vae_close(vae);
+    // diffusers' fuse_qkv_projections leaves stacked projections beside the pieces.
+    BindWant *fused = MEM_ARRAY(mem, BindWant, count + 1);
+    memcpy(fused, wants, sizeof *wants * (size_t)count);
+    fused[count] = (BindWant){.name = "decoder.mid_block.attentions.0.to_qkv.weight", .ndim = 2,
+                              .shape = {96, 32}};
+    vae = vae_open(mem, file_of(mem, fused, count + 1, NULL, NULL, ""), &sound, &err);
+    CHECK(vae);
+    vae_close(vae);
     // Of half an autoencoder the other half's members say nothing.
     kl.encoder = false, kl.post_quant = true;
     wants = kl_wants(mem, &kl, &count, &encoder);
