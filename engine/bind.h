@@ -53,11 +53,11 @@ typedef struct BoundWeight {
 //   "NAME[a:b]"    its outermost rows from a to b in halves: "x.weight[1:2]" is the second half
 //   "NAME[a:b/n]"  the same in n-ths, for n up to 8: "in_proj_weight[0:1/3]" is the first third
 // NULL as a layout: the file uses the canonical names.
-typedef int BindNames(void *user, const char *name, const char **out, void *scratch);
+typedef int BindNames(const void *user, const char *name, const char **out, void *scratch);
 
 typedef struct BindOptions {
     BindNames *names;
-    void *user;
+    const void *user;
     // Type on the device for matrices (two dimensions and more); DT_COUNT: as in the file.
     // Conversions run row by row while loading; no second copy of a tensor is made on the host.
     DType type;

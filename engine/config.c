@@ -86,3 +86,13 @@ bool config_list_agrees(const ConfigFile *file, const Json *root, const char *na
     return err_failed(err, "%s: expected `%s` with %d at %d, as the tensors have it, found %s; " TRY_PAIR,
                       file->path, name, is[i], i, shown(found, v));
 }
+
+bool config_in_ranges(const char *model, const ConfigRange *ranges, int count, Error *err) {
+    for (int i = 0; i < count; i++) {
+        const ConfigRange *r = &ranges[i];
+        if (r->value < r->low || r->value > r->high)
+            return err_failed(err, "%s: expected %s from %d to %d, found %d", model, r->name, r->low, r->high,
+                              r->value);
+    }
+    return true;
+}

@@ -31,4 +31,12 @@ bool config_agrees(const ConfigFile *file, const Json *root, const ConfigFact *f
 bool config_list_agrees(const ConfigFile *file, const Json *root, const char *name, const int *is, int count,
                         Error *err);
 
+// A size, and what it may be.
+typedef struct ConfigRange {
+    const char *name;
+    int value, low, high;
+} ConfigRange;
+// The error is "MODEL: expected NAME from LOW to HIGH, found VALUE".
+bool config_in_ranges(const char *model, const ConfigRange *ranges, int count, Error *err);
+
 #endif

@@ -61,7 +61,7 @@ static void original_name(const KlConfig *c, const char *name, char out[NAME_MAX
     out[n] = 0;
 }
 
-int kl_names(void *user, const char *name, const char **out, void *scratch) {
+int kl_names(const void *user, const char *name, const char **out, void *scratch) {
     const KlConfig *c = user;
     char theirs[NAME_MAX_LENGTH];
     out[0] = mem_strdup(scratch, name);
@@ -104,7 +104,7 @@ bool kl_found(const Weights *w, const char *prefix) {
 }
 
 // The first dimension of a convolution under our name; 0: not there.
-static int outputs(const Weights *w, KlConfig *c, const char *name) {
+static int outputs(const Weights *w, const KlConfig *c, const char *name) {
     void *scratch = mem_new(NULL, 1);
     const char *theirs[BIND_MAX_PIECES];
     kl_names(c, name, theirs, scratch);
@@ -114,7 +114,7 @@ static int outputs(const Weights *w, KlConfig *c, const char *name) {
 }
 
 // Numbers 0.. of blocks that are there; `format` has one %d.
-static int count_blocks(const Weights *w, KlConfig *c, const char *half, const char *rest) {
+static int count_blocks(const Weights *w, const KlConfig *c, const char *half, const char *rest) {
     int n = 0;
     for (char name[NAME_MAX_LENGTH]; n < 64; n++) {
         int k = snprintf(name, sizeof name, "%s.", half);

@@ -42,7 +42,7 @@ KlConfig kl_preset(int divisor);
 // encoder's.
 BindWant *kl_wants(void *parent, const KlConfig *c, int *count, int *encoder);
 // BindNames; user: the KlConfig.
-int kl_names(void *user, const char *name, const char **out, void *scratch);
+int kl_names(const void *user, const char *name, const char **out, void *scratch);
 
 // `store` has the wants' tensors under their names. z [1, h, w, channels] f32, not scaled
 // -> [1, H, W, 3] f32, -1..1.

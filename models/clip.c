@@ -76,16 +76,13 @@ bool clip_is(const Weights *w) { return layout_of(NULL, w, NULL) != NULL; }
 // ---- configuration ----------------------------------------------------------------------------
 
 bool clip_check_config(const ClipConfig *c, Error *err) {
-    const struct { const char *name; int value, low, high; } range[] = {
+    const ConfigRange ranges[] = {
         {"vocab_size", c->vocab, 1, 1 << 24}, {"max_position_embeddings", c->positions, 1, 4096},
         {"hidden_size", c->dim, 1, 16384}, {"num_attention_heads", c->heads, 1, 256},
         {"num_hidden_layers", c->layers, 1, 256}, {"intermediate_size", c->ff, 1, 1 << 17},
         {"projection_dim", c->projection, 0, 16384},
     };
-    for (size_t i = 0; i < COUNT_OF(range); i++)
-        if (range[i].value < range[i].low || range[i].value > range[i].high)
-            return err_failed(err, "clip: expected %s from %d to %d, found %d", range[i].name,
-                              range[i].low, range[i].high, range[i].value);
+    if (!config_in_ranges("clip", ranges, COUNT_OF(ranges), err)) return false;
     if (c->dim % c->heads)
         return err_failed(err, "clip: expected a width that the number of heads (%d) divides, found %d",
                           c->heads, c->dim);
@@ -93,25 +90,14 @@ bool clip_check_config(const ClipConfig *c, Error *err) {
 }
 
 static bool config_from_shapes(const Weights *w, const NameLayout *layout, ClipConfig *c, Error *err) {
-    const char *front = layout->count ? "" : "text_model.";
-    const struct { const char *name; int axis; int *field; } shapes[] = {
-        {"embeddings.token_embedding.weight", 0, &c->vocab},
-        {"embeddings.token_embedding.weight", 1, &c->dim},
-        {"embeddings.position_embedding.weight", 0, &c->positions},
-        {"encoder.layers.0.mlp.fc1.weight", 0, &c->ff},
+    const NameSize sizes[] = {
+        {"text_model.embeddings.token_embedding.weight", 0, &c->vocab, false},
+        {"text_model.embeddings.token_embedding.weight", 1, &c->dim, false},
+        {"text_model.embeddings.position_embedding.weight", 0, &c->positions, false},
+        {"text_model.encoder.layers.0.mlp.fc1.weight", 0, &c->ff, false},
     };
-    char name[96];
-    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
-        snprintf(name, sizeof name, "%s%s", front, shapes[i].name);
-        const WeightTensor *t = weights_find(w, name);
-        int64_t size = t && t->ndim > shapes[i].axis ? t->shape[shapes[i].axis] : 0;
-        if (size < 1 || size > INT32_MAX / 8)
-            return err_failed(err, "%s: expected CLIP's tensor `%s`, found %s", weights_path(w), name,
-                              t ? "another shape" : "none");
-        *shapes[i].field = (int)size;
-    }
-    do snprintf(name, sizeof name, "%sencoder.layers.%d.mlp.fc1.weight", front, c->layers);
-    while (weights_find(w, name) && ++c->layers < 10000);
+    if (!names_sizes(w, layout, sizes, COUNT_OF(sizes), err)) return false;
+    c->layers = names_blocks(w, layout, LAYER "mlp.fc1.weight");
     const WeightTensor *projection = weights_find(w, "text_projection.weight");
     if (projection && projection->ndim == 2 && projection->shape[1] == c->dim)
         c->projection = (int)MIN(projection->shape[0], INT32_MAX);
@@ -161,9 +147,8 @@ ClipModel *clip_open(void *parent, const Weights *w, const ConfigFile *config, E
     ok = ok && (!config || !config->text || config_from_json(config, &m->config, err));
     if (ok && !clip_check_config(&m->config, err)) ok = err_prefix(err, "%s", weights_path(w));
     if (ok) {
-        NameLayout copy = *layout;
-        BindOptions options = {.names = names_translate, .user = &copy, .type = DT_COUNT,
-                               .ignore = clip_ignore};
+        const BindOptions options = {.names = names_translate, .user = layout, .type = DT_COUNT,
+                                     .ignore = clip_ignore};
         m->want = clip_wants(m, &m->config, &m->count);
         m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);
         ok = m->weight != NULL;

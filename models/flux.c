@@ -2,7 +2,6 @@
 #include "models/flux_impl.h"
 
 
-
 // ---- weights ----------------------------------------------------------------------------------
 
 // Letters: D width, H head, M MLP, I and O tokens in and out, J text states, P pooled text,
@@ -89,7 +88,7 @@ bool flux_is_schedule(const char *name) {
 // ---- configuration ----------------------------------------------------------------------------
 
 bool flux_check_config(const FluxConfig *c, Error *err) {
-    const struct { const char *name; int value, low, high; } range[] = {
+    const ConfigRange ranges[] = {
         {"in_channels", c->in_channels, 4, 4096}, {"out_channels", c->out_channels, 4, 4096},
         {"num_attention_heads", c->heads, 1, 256}, {"attention_head_dim", c->head_dim, 8, 256},
         {"width of the MLPs", c->mlp, 8, 1 << 18}, {"num_layers", c->doubles, 1, 256},
@@ -97,10 +96,7 @@ bool flux_check_config(const FluxConfig *c, Error *err) {
         {"pooled_projection_dim", c->pooled_dim, 1, 65536},
         {"width", c->dim, 8, 65536},
     };
-    for (size_t i = 0; i < COUNT_OF(range); i++)
-        if (range[i].value < range[i].low || range[i].value > range[i].high)
-            return err_failed(err, "flux: expected %s from %d to %d, found %d", range[i].name,
-                              range[i].low, range[i].high, range[i].value);
+    if (!config_in_ranges("flux", ranges, COUNT_OF(ranges), err)) return false;
     int sum = 0;
     bool even = true;
     for (int i = 0; i < FLUX_AXES; i++) {
@@ -117,58 +113,27 @@ bool flux_check_config(const FluxConfig *c, Error *err) {
     return true;
 }
 
-// The file's tensor behind an original name that has one piece in every layout; NULL: none.
-static const WeightTensor *tensor_of(const Weights *w, const NameLayout *layout, const char *prefix,
-                                     const char *name) {
-    void *scratch = mem_new(NULL, 1);
-    const char *pieces[BIND_MAX_PIECES];
-    NameLayout copy = *layout;
-    names_translate(&copy, name, pieces, scratch);
-    const WeightTensor *t = weights_find(w, mem_printf(scratch, "%s%s", prefix, pieces[0]));
-    mem_free(scratch);
-    return t;
-}
-
-// Counts blocks; `format` has one %d.
-static int blocks_of(const Weights *w, const NameLayout *layout, const char *prefix,
-                     const char *before, const char *after) {
-    int n = 0;
-    char name[96];
-    do snprintf(name, sizeof name, "%s%d%s", before, n, after);
-    while (tensor_of(w, layout, prefix, name) && ++n < 10000);
-    return n;
-}
-
 static void axes_of(FluxConfig *c) { // 1/8 and twice 7/16 of a head: 16, 56, 56
     c->axes[0] = c->head_dim / 8;
     c->axes[1] = c->axes[2] = (c->head_dim - c->axes[0]) / 2;
 }
 
-static bool config_from_shapes(const Weights *w, const NameLayout *layout, const char *prefix,
-                               FluxConfig *c, Error *err) {
-    const struct { const char *name; int axis; int *field; } shapes[] = {
-        {"img_in.weight", 0, &c->dim},
-        {"img_in.weight", 1, &c->in_channels},
-        {"txt_in.weight", 1, &c->text_dim},
-        {"vector_in.in_layer.weight", 1, &c->pooled_dim},
-        {"double_blocks.0.img_mlp.0.weight", 0, &c->mlp},
-        {"double_blocks.0.img_attn.norm.query_norm.scale", 0, &c->head_dim},
-        {"final_layer.linear.weight", 0, &c->out_channels},
+static bool config_from_shapes(const Weights *w, const NameLayout *layout, FluxConfig *c, Error *err) {
+    const NameSize sizes[] = {
+        {"img_in.weight", 0, &c->dim, false},
+        {"img_in.weight", 1, &c->in_channels, false},
+        {"txt_in.weight", 1, &c->text_dim, false},
+        {"vector_in.in_layer.weight", 1, &c->pooled_dim, false},
+        {"double_blocks.0.img_mlp.0.weight", 0, &c->mlp, false},
+        {"double_blocks.0.img_attn.norm.query_norm.scale", 0, &c->head_dim, false},
+        {"final_layer.linear.weight", 0, &c->out_channels, false},
     };
-    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
-        const WeightTensor *t = tensor_of(w, layout, prefix, shapes[i].name);
-        int64_t size = t && t->ndim > shapes[i].axis ? t->shape[shapes[i].axis] : 0;
-        if (size < 1 || size > INT32_MAX / 8)
-            return err_failed(err, "%s: expected the tensor `%s` (%s layout, prefix \"%s\"), found %s",
-                              weights_path(w), shapes[i].name, layout->name, prefix,
-                              t ? "another shape" : "none");
-        *shapes[i].field = (int)size;
-    }
+    if (!names_sizes(w, layout, sizes, COUNT_OF(sizes), err)) return false;
     c->heads = c->dim / c->head_dim;
     c->theta = 10000;
-    c->guidance = tensor_of(w, layout, prefix, "guidance_in.in_layer.weight") != NULL;
-    c->doubles = blocks_of(w, layout, prefix, "double_blocks.", ".img_mod.lin.weight");
-    c->singles = blocks_of(w, layout, prefix, "single_blocks.", ".modulation.lin.weight");
+    c->guidance = names_find(w, layout, "guidance_in.in_layer.weight") != NULL;
+    c->doubles = names_blocks(w, layout, "double_blocks.#.img_mod.lin.weight");
+    c->singles = names_blocks(w, layout, "single_blocks.#.modulation.lin.weight");
     axes_of(c);
     return true;
 }
@@ -213,14 +178,21 @@ static bool no_flux(const Weights *w, Error *err) {
                       weights_path(w));
 }
 
+// w: without prefix.
+static bool config_of(const Weights *w, const NameLayout *layout, const ConfigFile *file, FluxConfig *out,
+                      Error *err) {
+    *out = (FluxConfig){0};
+    bool ok = config_from_shapes(w, layout, out, err) &&
+              (!file || !file->text || config_from_json(file, out, err));
+    return ok && (flux_check_config(out, err) || err_prefix(err, "%s", weights_path(w)));
+}
+
 bool flux_config(const Weights *w, const ConfigFile *config, FluxConfig *out, Error *err) {
     void *scratch = mem_new(NULL, 1);
     const char *prefix = "";
     const NameLayout *layout = flux_layout(scratch, w, &prefix);
-    *out = (FluxConfig){0};
-    bool ok = layout ? config_from_shapes(w, layout, prefix, out, err) : no_flux(w, err);
-    ok = ok && (!config || !config->text || config_from_json(config, out, err));
-    if (ok && !flux_check_config(out, err)) ok = err_prefix(err, "%s", weights_path(w));
+    bool ok = layout ? config_of(*prefix ? weights_part(scratch, w, prefix) : w, layout, config, out, err)
+                     : no_flux(w, err);
     mem_free(scratch);
     return ok;
 }
@@ -229,29 +201,26 @@ FluxModel *flux_open(void *parent, const Weights *w, const ConfigFile *config, D
                      Error *err) {
     FluxModel *m = MEM_NEW(parent, FluxModel);
     const NameLayout *layout = flux_layout(m, w, &m->prefix);
-    if (!layout) {
-        no_flux(w, err);
-        mem_free(m);
-        return NULL;
-    }
-    m->layout = layout->name;
-    m->weights = *m->prefix ? weights_part(m, w, m->prefix) : w;
-    bool ok = flux_config(w, config, &m->config, err);
-    NameLayout copy = *layout;
-    BindOptions options = {.names = names_translate, .user = &copy, .type = type,
-                           .keep = flux_keep, .ignore = flux_ignore};
+    bool ok = layout || no_flux(w, err);
     if (ok) {
+        m->layout = layout->name;
+        m->weights = *m->prefix ? weights_part(m, w, m->prefix) : w;
+        ok = config_of(m->weights, layout, config, &m->config, err);
+    }
+    if (ok) {
+        const BindOptions options = {.names = names_translate, .user = layout, .type = type,
+                                     .keep = flux_keep, .ignore = flux_ignore};
         m->want = flux_wants(m, &m->config, &m->count);
         m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);
         ok = m->weight != NULL;
     }
-    for (int i = 0; ok && i < m->count; i++) {
-        m->bytes += m->weight[i].bytes;
-        if (flux_is_schedule(m->weight[i].name)) m->schedule_bytes += m->weight[i].bytes;
-    }
     if (!ok) {
         mem_free(m);
         return NULL;
+    }
+    for (int i = 0; i < m->count; i++) {
+        m->bytes += m->weight[i].bytes;
+        if (flux_is_schedule(m->weight[i].name)) m->schedule_bytes += m->weight[i].bytes;
     }
     m->parameters = wants_parameters(m->want, m->count);
     return m;

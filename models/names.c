@@ -34,7 +34,7 @@ static const char *fill_in(void *scratch, const char *pattern, int block, const 
                       rest, bracket);
 }
 
-int names_translate(void *user, const char *name, const char **out, void *scratch) {
+int names_translate(const void *user, const char *name, const char **out, void *scratch) {
     const NameLayout *layout = user;
     for (int i = 0; i < layout->count; i++) {
         const NameRow *row = &layout->rows[i];
@@ -69,6 +69,39 @@ const NameLayout *names_detect(void *parent, const Weights *w, const NameLayout 
     }
     if (found && prefix) *prefix = mem_strndup(parent, where, shortest);
     return found;
+}
+
+// ---- what a file's shapes tell ----------------------------------------------------------------
+
+const WeightTensor *names_find(const Weights *w, const NameLayout *layout, const char *name) {
+    void *scratch = mem_new(NULL, 1);
+    const char *pieces[BIND_MAX_PIECES];
+    names_translate(layout, name, pieces, scratch);
+    const WeightTensor *t = weights_find(w, pieces[0]);
+    mem_free(scratch);
+    return t;
+}
+
+int names_blocks(const Weights *w, const NameLayout *layout, const char *name) {
+    void *scratch = mem_new(NULL, 1);
+    int n = 0;
+    while (n < 10000 && names_find(w, layout, fill_in(scratch, name, n, ""))) n++;
+    mem_free(scratch);
+    return n;
+}
+
+bool names_sizes(const Weights *w, const NameLayout *layout, const NameSize *sizes, int count, Error *err) {
+    for (int i = 0; i < count; i++) {
+        const NameSize *s = &sizes[i];
+        const WeightTensor *t = names_find(w, layout, s->name);
+        int64_t size = t && t->ndim > s->axis ? t->shape[s->axis] : 0;
+        if (!t && s->optional) continue;
+        if (size < 1 || size > INT32_MAX / 8)
+            return err_failed(err, "%s: expected the tensor `%s` (%s layout), found %s", weights_path(w),
+                              s->name, layout->name, t ? "another shape" : "none");
+        *s->size = (int)size;
+    }
+    return true;
 }
 
 // ---- tables -----------------------------------------------------------------------------------

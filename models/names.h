@@ -22,10 +22,25 @@ typedef struct NameLayout {
 } NameLayout;
 
 // As BindNames; user: the NameLayout. Names that no line translates stay as they are.
-int names_translate(void *user, const char *name, const char **out, void *scratch);
+int names_translate(const void *user, const char *name, const char **out, void *scratch);
 // The layout of `w` among `count`, and *prefix (below parent) of all its names; NULL: none fits.
 const NameLayout *names_detect(void *parent, const Weights *w, const NameLayout *layouts, int count,
                                const char **prefix);
+
+// ---- what a file's shapes tell ------------------------------------------------------------------
+
+// The file's tensor behind a name of ours that has one piece in this layout; NULL: none. `w` has no prefix.
+const WeightTensor *names_find(const Weights *w, const NameLayout *layout, const char *name);
+// How many blocks there are: numbers from 0 on in place of "#" that give the name of a tensor.
+int names_blocks(const Weights *w, const NameLayout *layout, const char *name);
+// A dimension of a tensor, for a configuration.
+typedef struct NameSize {
+    const char *name;
+    int axis;
+    int *size;     // receives it
+    bool optional; // 0 where the tensor is missing, else an error
+} NameSize;
+bool names_sizes(const Weights *w, const NameLayout *layout, const NameSize *sizes, int count, Error *err);
 
 // Of the published sizes of a model, 1/divisor: at least 1.
 static inline int scaled_down(int n, int divisor) { return (n + divisor - 1) / divisor; }

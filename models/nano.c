@@ -1,6 +1,8 @@
 // nano.c: see nano.h. The table binds each name in a file to a field; all else follows from it.
 #include "models/nano.h"
 
+#include "engine/config.h"
+
 #include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
@@ -46,14 +48,11 @@ NanoConfig nano_default(void) {
 }
 
 bool nano_check_config(const NanoConfig *c, Error *err) {
-    const struct { const char *name; int value, low, high; } range[] = {
+    const ConfigRange ranges[] = {
         {"patch", c->patch, 1, 16},   {"dim", c->dim, 8, 4096}, {"depth", c->depth, 1, 64},
         {"heads", c->heads, 1, 512},  {"size", c->size, 8, 512}, {"classes", c->classes, 1, 10000},
     };
-    for (size_t i = 0; i < COUNT_OF(range); i++)
-        if (range[i].value < range[i].low || range[i].value > range[i].high)
-            return err_failed(err, "nano: expected %s from %d to %d, found %d", range[i].name,
-                              range[i].low, range[i].high, range[i].value);
+    if (!config_in_ranges("nano", ranges, COUNT_OF(ranges), err)) return false;
     if (c->size % c->patch)
         return err_failed(err, "nano: expected a patch that divides the size %d, found %d", c->size,
                           c->patch);

@@ -8,7 +8,6 @@
 #define KILN_MODELS_NANO_H
 
 #include "engine/graph.h"
-#include "engine/json.h"
 #include "engine/rng.h"
 #include "engine/safetensors.h"
 #include "models/timestep.h"

@@ -95,8 +95,7 @@ const char *const t5_keep[] = {
 
 const char *t5_gguf_name(void *parent, const char *name) {
     const char *theirs[BIND_MAX_PIECES] = {0};
-    NameLayout copy = layouts[1];
-    names_translate(&copy, name, theirs, parent);
+    names_translate(&layouts[1], name, theirs, parent);
     return theirs[0] == name ? mem_strdup(parent, name) : theirs[0];
 }
 
@@ -109,7 +108,7 @@ bool t5_is(const Weights *w) { return layout_of(NULL, w, NULL) != NULL; }
 // ---- configuration ----------------------------------------------------------------------------
 
 bool t5_check_config(const T5Config *c, Error *err) {
-    const struct { const char *name; int value, low, high; } range[] = {
+    const ConfigRange ranges[] = {
         {"vocab_size", c->vocab, 1, 1 << 24}, {"d_model", c->dim, 1, 65536},
         {"num_heads", c->heads, 1, 512}, {"d_kv", c->head_dim, 1, 256},
         {"num_layers", c->layers, 1, 256}, {"d_ff", c->ff, 1, 1 << 18},
@@ -117,29 +116,14 @@ bool t5_check_config(const T5Config *c, Error *err) {
         {"relative_attention_max_distance", c->max_distance, c->buckets / 4 + 1, 1 << 20},
         {"width of final_projection", c->projection, 0, 65536},
     };
-    for (size_t i = 0; i < COUNT_OF(range); i++)
-        if (range[i].value < range[i].low || range[i].value > range[i].high)
-            return err_failed(err, "t5: expected %s from %d to %d, found %d", range[i].name,
-                              range[i].low, range[i].high, range[i].value);
-    return true;
-}
-
-// The size of one dimension of the file's tensor behind our name; 0: no such tensor.
-static int64_t size_of(const Weights *w, const NameLayout *layout, const char *name, int axis) {
-    void *scratch = mem_new(NULL, 1);
-    const char *pieces[BIND_MAX_PIECES];
-    NameLayout copy = *layout;
-    names_translate(&copy, name, pieces, scratch);
-    const WeightTensor *t = weights_find(w, pieces[0]);
-    mem_free(scratch);
-    return t && t->ndim > axis && t->shape[axis] <= INT32_MAX / 8 ? t->shape[axis] : 0;
+    return config_in_ranges("t5", ranges, COUNT_OF(ranges), err);
 }
 
 #define FIRST "encoder.block.0.layer."
 
 static bool config_from_shapes(const Weights *w, const NameLayout *layout, T5Config *c, Error *err) {
     int inner = 0;
-    const struct { const char *name; int axis; int *field; bool optional; } shapes[] = {
+    const NameSize sizes[] = {
         {"shared.weight", 0, &c->vocab, false},
         {"shared.weight", 1, &c->dim, false},
         {FIRST "0.SelfAttention.relative_attention_bias.weight", 0, &c->buckets, false},
@@ -149,17 +133,10 @@ static bool config_from_shapes(const Weights *w, const NameLayout *layout, T5Con
         {"final_projection.3.weight", 0, &c->projection, true},
         {"final_projection.3.weight", 1, &c->projection_hidden, true},
     };
-    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
-        *shapes[i].field = (int)size_of(w, layout, shapes[i].name, shapes[i].axis);
-        if (!*shapes[i].field && !shapes[i].optional)
-            return err_failed(err, "%s: expected T5's tensor `%s` (%s layout), found none",
-                              weights_path(w), shapes[i].name, layout->name);
-    }
-    char name[96];
-    do snprintf(name, sizeof name, "encoder.block.%d.layer.0.SelfAttention.q.weight", c->layers);
-    while (size_of(w, layout, name, 0) && ++c->layers < 10000);
+    if (!names_sizes(w, layout, sizes, COUNT_OF(sizes), err)) return false;
+    c->layers = names_blocks(w, layout, BLOCK "0.SelfAttention.q.weight");
     c->head_dim = inner / c->heads;
-    c->gated = size_of(w, layout, FIRST "1.DenseReluDense.wi_0.weight", 0) > 0;
+    c->gated = names_find(w, layout, FIRST "1.DenseReluDense.wi_0.weight") != NULL;
     c->act = c->gated ? ACT_GELU : ACT_RELU;
     c->max_distance = 128;
     c->eps = 1e-6f;
@@ -220,9 +197,8 @@ T5Model *t5_open(void *parent, const Weights *w, const ConfigFile *config, DType
     ok = ok && (!config || !config->text || config_from_json(config, &m->config, err));
     if (ok && !t5_check_config(&m->config, err)) ok = err_prefix(err, "%s", weights_path(w));
     if (ok) {
-        NameLayout copy = *layout;
-        BindOptions options = {.names = names_translate, .user = &copy, .type = type,
-                               .keep = t5_keep, .ignore = t5_ignore};
+        const BindOptions options = {.names = names_translate, .user = layout, .type = type,
+                                     .keep = t5_keep, .ignore = t5_ignore};
         m->want = t5_wants(m, &m->config, &m->count);
         m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);
         ok = m->weight != NULL;

@@ -95,7 +95,7 @@ static BoundWeight *bind(File *f, const BindWant *wants, int count, const BindOp
 
 // ---- layouts ------------------------------------------------------------------------------------
 
-static int other_names(void *user, const char *name, const char **out, void *scratch) {
+static int other_names(const void *user, const char *name, const char **out, void *scratch) {
     (void)user;
     if (!strcmp(name, "qkv.weight")) {
         out[0] = "to_q.weight", out[1] = "to_k.weight", out[2] = "to_v.weight";

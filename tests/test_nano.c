@@ -1,6 +1,7 @@
 // Nano-Sora against PyTorch (tests/golden/nano_*.safetensors): forward, loss, every gradient, ten
 // steps of AdamW, sampling from given noise; on every device there is.
 #include "engine/image.h"
+#include "engine/json.h"
 #include "engine/trainer.h"
 #include "tests/difference.h"
 

@@ -1,6 +1,7 @@
 // Training as a whole (engine/train.h, trainer.h): it learns, it stops and goes on bit for bit, it
 // is killed, its disk fills up, its files are damaged. Models of a few thousand weights, 8 x 8
 // pictures.
+#include "engine/json.h"
 #include "engine/loader.h"
 #include "engine/train.h"
 #include "tests/scratch.h"
