@@ -288,6 +288,48 @@ static int lines_with(const Error *err, const char *text) {
     return n;
 }
 
+// One number in any form that files have it in, and what stands beside it; more than one is refused by
+// name: scales of rows (torchao, compressed-tensors) and of blocks (MXFP8, musubi-tuner).
+static void test_forms_of_scales(void **state) {
+    (void)state;
+    static const DType types[] = {DT_F32, DT_F16, DT_BF16, DT_F64};
+    static const char *const names[] = {"a.scale_weight", "a.weight_scale"};
+    const BindWant want = {.name = "a.weight", .ndim = 2, .shape = {4, 8}};
+    for (size_t i = 0; i < 3 * COUNT_OF(types) * COUNT_OF(names); i++) {
+        File *f = file_new();
+        add(f, "a.weight", i % 2 ? DT_F8_E4M3 : DT_F8_E5M2, SHAPE(4, 8));
+        add(f, names[i % 2], types[i / 2 % COUNT_OF(types)], (int)(i / 8), (const int64_t[]){1, 1});
+        static const float half = 0.5f;
+        dtype_convert(types[i / 2 % COUNT_OF(types)], f->data[1], DT_F32, &half, 1);
+        add(f, "scaled_fp8", DT_F8_E4M3, SHAPE((int64_t)i % 3)); // empty, or of any size
+        add(f, "a.scale_input", DT_F32, 0, NULL);
+        add(f, "a.input_scale", DT_F32, SHAPE(1));
+        add(f, "a.comfy_quant", DT_U8, SHAPE(27)); // {"format": "float8_e4m3fn"}
+        BoundWeight *b = bind(f, &want, 1, NULL);
+        assert_true(b->scale == 0.5f && b->piece[0].scale == 1 && b->dtype == f->tensor[0].dtype);
+        assert_memory_equal(loaded(f, b), stored(f, 0), 32 * 4);
+        mem_free(f);
+    }
+    static const struct { DType type; int64_t shape[3]; int ndim; const char *says; } many[] = {
+        {DT_F32, {4}, 1, "a.weight_scale: expected one number, found f32 [4]"},
+        {DT_BF16, {4, 1}, 2, "a.weight_scale: expected one number, found bf16 [4, 1]"},
+        {DT_F32, {4, 1, 1}, 3, "a.weight_scale: expected one number, found f32 [4, 1, 1]"},
+        {DT_U8, {1}, 1, "a.weight_scale: expected one number, found u8 [1]"},
+    };
+    for (size_t i = 0; i < COUNT_OF(many); i++) {
+        File *f = file_new();
+        add(f, "a.weight", DT_F8_E4M3, SHAPE(4, 8));
+        add(f, "a.weight_scale", many[i].type, many[i].ndim, many[i].shape);
+        add(f, "a.weight_scale_2", DT_F32, SHAPE(1));
+        Error err = {0};
+        assert_null(bind_weights(f, open_file(f), &want, 1, NULL, &err));
+        assert_int_equal(err.items, 2);
+        assert_int_equal(lines_with(&err, many[i].says), 1);
+        assert_int_equal(lines_with(&err, "unexpected: a.weight_scale_2"), 1);
+        mem_free(f);
+    }
+}
+
 static void test_complaints(void **state) {
     (void)state;
     File *f = file_new();
@@ -365,6 +407,7 @@ int main(void) {
         cmocka_unit_test(test_conversions),
         cmocka_unit_test(test_types_on_the_device),
         cmocka_unit_test(test_scales),
+        cmocka_unit_test(test_forms_of_scales),
         cmocka_unit_test(test_complaints),
         cmocka_unit_test(test_pieces_that_do_not_fit),
         cmocka_unit_test(test_ranges_are_rows),
