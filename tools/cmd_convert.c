@@ -18,10 +18,6 @@ static const Option options[] = {
      .group = "model",
      .help = "A diffusers folder, a checkpoint of one or all parts (.safetensors, .gguf, a PyTorch "
              "file), a folder with one part, or nano."},
-    {.name = "diffusion-model", .kind = OPT_TEXT, PART_FIELD(Values, PART_TRANSFORMER),
-     .value = "FILE",
-     .help = "Parts in files of their own, as `kiln generate` takes them; with -m they replace the "
-             "model's."},
     PART_OPTIONS(Values),
     {.name = "distill", .kind = OPT_TEXT, V(names.paths.distill), .value = "PATH",
      .help = "A distilled T5-Base in place of T5-XXL."},

@@ -26,18 +26,10 @@ static const Option options[] = {
      .group = "model",
      .help = "A diffusers folder, a single checkpoint (.safetensors, .gguf), or nano (the model that "
              "Kiln ships, found from any folder). A bare name is looked up in KILN_MODELS."},
-    {.name = "diffusion-model", .kind = OPT_TEXT, PART_FIELD(GenerateValues, PART_TRANSFORMER),
-     .value = "FILE",
-     .help = "The transformer alone, in place of the model's; with --clip-l, --t5xxl and --vae no -m "
-             "is needed."},
     PART_OPTIONS(GenerateValues),
     {.name = "distill", .kind = OPT_MAYBE, V(names.paths.distill), .value = "PATH",
      .help = "A distilled T5-Base (with its projection to 4096) in place of T5-XXL."},
-    {.name = "dummy", .kind = OPT_MAYBE, V(names.dummy), .value = "NAME",
-     .help = "The whole pipeline with synthetic weights, no files needed: flux-dev (when no name is "
-             "given) or flux-schnell. The picture means nothing; time and memory do."},
-    {.name = "dummy-scale", .kind = OPT_TEXT, V(names.dummy_scale), .value = "1/N", .says = "1",
-     .help = "With --dummy: narrower and shallower by this, 1/1 to 1/64."},
+    DUMMY_OPTIONS(GenerateValues),
     LATER("clip-g", "no model of this version has a second CLIP"),
     LATER("llm", "no model of this version has a language model"),
     LATER("lora", "LoRA is a later addition"),

@@ -14,14 +14,7 @@ static const Option options[] = {
              "nano (the shipped model)."},
     {.name = "tensors", .kind = OPT_FLAG, V(tensors), .group = "file",
      .help = "List every tensor: name, type, shape."},
-    {.name = "dummy", .kind = OPT_MAYBE, V(names.dummy), .value = "NAME", .group = "model",
-     .help = "A model with synthetic weights in place of PATH: flux-dev (when no name is given) or "
-             "flux-schnell."},
-    {.name = "dummy-scale", .kind = OPT_TEXT, V(names.dummy_scale), .value = "1/N", .says = "1",
-     .help = "With --dummy: narrower and shallower by this, 1/1 to 1/64."},
-    {.name = "diffusion-model", .kind = OPT_TEXT, PART_FIELD(InspectValues, PART_TRANSFORMER),
-     .value = "FILE",
-     .help = "Parts in files of their own, as `kiln generate` takes them."},
+    DUMMY_OPTIONS(InspectValues),
     PART_OPTIONS(InspectValues),
     {.name = "distill", .kind = OPT_MAYBE, V(names.paths.distill), .value = "PATH",
      .help = "A distilled T5-Base in place of T5-XXL; without PATH: which files are expected."},
@@ -236,7 +229,7 @@ static bool check(const Cmd *cmd, const InspectValues *v, Error *err) {
     if (!cmd_weight_type(v->names.type, &type, err)) return err_prefix(err, "inspect");
     if (!text_model_check(cmd, &v->names, "PATH", err)) return false;
     for (size_t i = 0; i < COUNT_OF(of_plan) && !v->plan; i++)
-        if (cmd_given(cmd, of_plan[i]) && !(v->names.dummy && i == 6))
+        if (cmd_given(cmd, of_plan[i]) && !(v->names.dummy && !strcmp(of_plan[i], "type")))
             return cmd_usage(cmd, err, "--%s: expected --plan beside it, found none", of_plan[i]);
     return true;
 }
