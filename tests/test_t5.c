@@ -68,6 +68,56 @@ static void states_are_those_of_transformers(void **state) {
         for (size_t i = 0; i < COUNT_OF(cases); i++) check_case(check_devices[d], cases[i]);
 }
 
+// ---- half precision -----------------------------------------------------------------------------
+
+// The matrices into the gated layer times 2^10: its product, and then the state, go far over 65504,
+// the largest number of f16, as those of trained models do.
+static bool read_enlarged(void *user, int index, uint64_t offset, void *out, uint64_t bytes, Error *err) {
+    const Weights *w = user;
+    const WeightTensor *t = weights_at(w, index);
+    uint16_t *all = mem_new(NULL, (size_t)t->bytes); // bf16: the file may ask for any range
+    float *v = MEM_ARRAY(all, float, t->count);
+    bool ok = weights_read(w, t, 0, all, t->bytes, err);
+    dtype_convert(DT_F32, v, t->dtype, all, (size_t)t->count);
+    for (uint64_t i = 0; i < t->count && strstr(t->name, "DenseReluDense.wi_"); i++) v[i] *= 1024;
+    dtype_convert(t->dtype, all, DT_F32, v, (size_t)t->count);
+    memcpy(out, (const uint8_t *)all + offset, (size_t)bytes);
+    mem_free(all);
+    return ok;
+}
+
+static void half_precision_does_not_overflow(void **state) {
+    (void)state;
+    Error err = {0};
+    for (size_t d = 0; d < COUNT_OF(check_devices); d++) {
+        void *scope = mem_new(NULL, 1);
+        Device *dev = check_open(scope, check_devices[d]);
+        if (!dev) {
+            mem_free(scope);
+            continue;
+        }
+        Weights *w = weights_open(scope, GOLDEN "flux_a.safetensors", &err);
+        CHECK(w);
+        int n = weights_count(w), tokens = 40;
+        WeightTensor *t = MEM_ARRAY(scope, WeightTensor, n);
+        for (int i = 0; i < n; i++) t[i] = *weights_at(w, i);
+        Weights *large = weights_synthetic(scope, "large", t, n, read_enlarged, w);
+        T5Model *m = t5_open(scope, large, NULL, DT_COUNT, &err);
+        CHECK(m);
+        int width = t5_width(&m->config), rows = 2 * tokens;
+        int32_t *ids = golden_ids(scope, w, "want.t5.ids");
+        float *want = run(scope, m, dev, &(T5Shape){2, tokens, false, DT_F32}, ids, NULL, width);
+        float *got = run(scope, m, dev, &(T5Shape){2, tokens, false, DT_F16}, ids, NULL, width);
+        for (int i = 0; i < rows * width; i++) assert_true(isfinite(got[i]));
+        double off = difference(got, want, (size_t)(rows * width));
+        print_message("  %s: f16 within %.1e of f32\n", check_devices[d], off);
+        assert_true(off < 2e-2);
+        weights_close(w);
+        dev_close(dev);
+        mem_free(scope);
+    }
+}
+
 static void buckets_are_those_of_transformers(void **state) {
     (void)state;
     Error err = {0};
@@ -138,6 +188,7 @@ static void presets_hold_what_they_say(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(states_are_those_of_transformers),
+        cmocka_unit_test(half_precision_does_not_overflow),
         cmocka_unit_test(buckets_are_those_of_transformers),
         cmocka_unit_test(wrong_inputs_are_told),
         cmocka_unit_test(presets_hold_what_they_say),

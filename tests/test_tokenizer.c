@@ -218,6 +218,35 @@ static Tokenizer *open_text(void *scope, TokenizerKind kind, const char *dir, co
     return tokenizer_open(NULL, kind, path, err);
 }
 
+// spiece.model alone gives what SentencePiece makes of it; beside it tokenizer.json is the truth.
+static void spiece_alone_and_beside_json(void **state) {
+    (void)state;
+    Error err = {0};
+    FileMap map;
+    size_t n = 0;
+    void *scope = mem_new(NULL, 1);
+    char *dir = scratch_new(scope);
+    CHECK(os_map(&map, KILN_SOURCE_DIR "/engine/data/t5-spiece.gz", &err)); // the published file
+    uint8_t *spiece = gzip_unpack(scope, map.data, map.size, MAX_GOLDEN, &n, &err);
+    CHECK(spiece);
+    os_unmap(&map);
+    scratch_write(scope, dir, "spiece.model", spiece, n);
+    Tokenizer *t = tokenizer_open(NULL, TOKENIZER_T5, dir, &err);
+    CHECK(t);
+    compare(t, SPIECE_IDS, 3);
+    expect_ids(t, "a cat", "3 9 1712 1");
+    mem_free(t);
+    static const char json[] = "{\"model\":{\"type\":\"Unigram\",\"unk_id\":2,\"vocab\":[" T5_HEAD
+                               "[\"\xe2\x96\x81\",-1],[\"a\",-1]]}}";
+    scratch_write(scope, dir, "tokenizer.json", json, sizeof json - 1);
+    t = tokenizer_open(NULL, TOKENIZER_T5, dir, &err);
+    CHECK(t);
+    expect_ids(t, "a cat", "3 4 3 2 4 2 1");
+    mem_free(t);
+    scratch_remove(dir);
+    mem_free(scope);
+}
+
 static void unigram_rules(void **state) {
     (void)state;
     Error err = {0};
@@ -458,6 +487,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(clip_is_transformers), cmocka_unit_test(t5_is_transformers),
         cmocka_unit_test(folders_give_the_same), cmocka_unit_test(cuts_and_pads),
+        cmocka_unit_test(spiece_alone_and_beside_json),
         cmocka_unit_test(unigram_rules), cmocka_unit_test(bpe_rules),
         cmocka_unit_test(refuses_bad_files), cmocka_unit_test(refuses_bad_text),
         cmocka_unit_test(long_text_is_quick), cmocka_unit_test(composes),
