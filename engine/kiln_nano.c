@@ -55,10 +55,8 @@ static bool check(const KilnModel *m, const KilnRequest *r, Error *err) {
     if (r->prompt && *r->prompt)
         return err_failed(err, "prompt: expected a class for this model, found a text; set "
                                "class_name");
-    if ((r->width && r->width != size) || (r->height && r->height != size))
-        return err_failed(err, "size: expected the model's, %d x %d, found %d x %d; leave it 0",
-                          size, size, r->width, r->height);
-    return image_check_count(r->count, size, size, err);
+    return nano_check_size(m->nano, r->width, r->height, err) &&
+           image_check_count(r->count, size, size, err);
 }
 
 static bool plan_request(KilnModel *m, const KilnRequest *r, RunMemory *memory, Error *err) {

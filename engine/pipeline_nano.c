@@ -213,6 +213,15 @@ void nano_close(NanoPipeline *p) {
 }
 
 const NanoConfig *nano_config(const NanoPipeline *p) { return &p->config; }
+
+bool nano_check_size(const NanoPipeline *p, int64_t width, int64_t height, Error *err) {
+    int size = p->config.size;
+    if ((!width || width == size) && (!height || height == size)) return true;
+    return err_failed(err, "size: expected the one that the model was trained for, %d x %d, found %lld x "
+                      "%lld; leave it out", size, size, (long long)(width ? width : size),
+                      (long long)(height ? height : size));
+}
+
 RunMemory nano_memory(const NanoPipeline *p) { return run_memory(p->run); }
 PlanStats nano_stats(const NanoPipeline *p) { return plan_stats(p->stage->plan); }
 

@@ -54,6 +54,8 @@ typedef struct NanoPipeline NanoPipeline;
 NanoPipeline *nano_open(void *parent, Device *dev, const char *path, DType compute, Error *err);
 void nano_close(NanoPipeline *p); // NULL is allowed
 const NanoConfig *nano_config(const NanoPipeline *p);
+// Pixels asked for; 0: the model's. It makes pictures of its own size only.
+bool nano_check_size(const NanoPipeline *p, int64_t width, int64_t height, Error *err);
 // Plans for `pictures` at a time (more are done in parts) and says what it will take; the figures
 // are known before anything is allocated.
 bool nano_plan(NanoPipeline *p, int pictures, bool guidance, RunMemory *memory, Error *err);

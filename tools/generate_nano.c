@@ -41,15 +41,6 @@ static bool find_classes(const GenerateValues *v, NanoJob *n, Error *err) {
     return true;
 }
 
-static bool check_size(const GenerateValues *v, const NanoConfig *c, Error *err) {
-    if ((v->width && v->width != c->size) || (v->height && v->height != c->size))
-        return err_failed(err,
-                          "generate: expected the size that the model was trained for, %d x %d, "
-                          "found %" PRId64 " x %" PRId64 "; leave -W and -H out", c->size, c->size,
-                          v->width ? v->width : c->size, v->height ? v->height : c->size);
-    return true;
-}
-
 static bool read_noise(const GenerateValues *v, Job *job, Error *err) {
     if (!v->noise) return true;
     const int64_t shape[] = {job->count, job->channels, job->latent_height, job->latent_width};
@@ -71,10 +62,11 @@ static void name_pictures(NanoJob *n) {
     job->sheet_text = all;
 }
 
-static bool plan_job(const Cmd *cmd, const GenerateValues *v, NanoJob *n, Error *err) {
+static bool plan_job(const Cmd *cmd, const GenerateValues *v, const NanoPipeline *p, NanoJob *n,
+                     Error *err) {
     Job *job = n->job;
     int size = n->config->size;
-    if (!find_classes(v, n, err) || !check_size(v, n->config, err)) return false;
+    if (!find_classes(v, n, err) || !nano_check_size(p, v->width, v->height, err)) return false;
     job->columns = cmd_given(cmd, "batch-count") ? (int)v->batch : v->grid ? GENERATE_COLUMNS : 1;
     int64_t count = (int64_t)job->rows * job->columns;
     if (count > NANO_MAX_PICTURES)
@@ -182,7 +174,7 @@ bool generate_nano(Cmd *cmd, const GenerateValues *v, Error *err) {
     NanoPipeline *p = n.dev ? nano_open(cmd->mem, n.dev, path, DT_F32, err) : NULL;
     n.job->parameters.model = path ? mem_strdup(n.job, path) : NULL;
     n.config = p ? nano_config(p) : NULL;
-    bool ok = p && plan_job(cmd, v, &n, err) && make(&n, p, err);
+    bool ok = p && plan_job(cmd, v, p, &n, err) && make(&n, p, err);
     if (ok) generate_say(cmd, n.job, dev_info(n.dev)->id);
     if (ok && v->common.json) ok = print_result(&n, p, v->names.paths.model, err);
     nano_close(p);

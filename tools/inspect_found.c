@@ -6,8 +6,6 @@
 #include "engine/pipeline_nano.h"
 #include "models/flux.h"
 
-#include <inttypes.h>
-
 static bool starts_with(const char *text, const char *start) {
     return strncmp(text, start, strlen(start)) == 0;
 }
@@ -147,12 +145,7 @@ static bool plan_nano(Cmd *cmd, const InspectValues *v, InspectPlan *out, Error 
     if (!dev) return false;
     char *path = model_path(cmd->mem, v->names.paths.model, err);
     NanoPipeline *p = path ? nano_open(cmd->mem, dev, path, DT_F32, err) : NULL;
-    bool ok = p != NULL;
-    int size = p ? nano_config(p)->size : 0;
-    if (ok && ((v->width && v->width != size) || (v->height && v->height != size)))
-        ok = err_failed(err, "inspect: expected the size that the model was trained for, %d x %d, "
-                        "found %" PRId64 " x %" PRId64, size, size, v->width ? v->width : size,
-                        v->height ? v->height : size);
+    bool ok = p && nano_check_size(p, v->width, v->height, err);
     double start = os_seconds();
     RunMemory m = {0};
     ok = ok && nano_plan(p, nano_pictures_per_pass((int)v->batch), v->cfg_scale != 1, &m, err);
