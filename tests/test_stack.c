@@ -452,6 +452,132 @@ static void test_reads_ahead(void **state) {
     toy_free(toy);
 }
 
+// ---- overlap ------------------------------------------------------------------------------------
+
+// Streamed units, numbered in the order in which they run, over all passes. The upload of number n waits
+// before its last weight until number n - 1 is in the midst of its work, which waits there until the
+// upload of number n has come so far: a pass ends only where both are under way at the same time.
+typedef struct Meeting {
+    const Weights *from;
+    const WeightTensor **tensor;
+    int position[BLOCKS + 1]; // of each unit among those that stream; -1: it stays
+    int streamed, total;      // of a pass; of all passes
+    int reads[BLOCKS + 1];    // the feeding thread's
+    atomic_int begun, loading, working; // the last number whose upload began, came or work came to its midst
+    atomic_bool missed;
+    int next, number, polls;  // the unit at work: its number (-1: it stays); how often `asked` was called
+    int met;
+} Meeting;
+
+static void meet(Meeting *m, atomic_int *other, int number) {
+    for (int i = 0; i < 6000 && *other < number && !m->missed; i++) os_sleep(0.01);
+    if (*other < number) m->missed = true;
+}
+
+// Where the streamed units are odd in number the first of a pass goes where the last of the one before lies.
+static bool may_overlap(const Meeting *m, int number) {
+    return number > 0 && number < m->total && (m->streamed % 2 == 0 || number % m->streamed);
+}
+
+static bool read_meeting(void *user, int index, uint64_t offset, void *out, uint64_t bytes, Error *err) {
+    Meeting *m = user;
+    const char *name = m->tensor[index]->name;
+    int unit = atoi(name + strlen("blocks.")), each = unit == BLOCKS ? 1 : PER_BLOCK;
+    if (m->position[unit] >= 0) {
+        int load = m->reads[unit]++, number = load / each * m->streamed + m->position[unit];
+        m->begun = number;
+        if (load % each == each - 1 && may_overlap(m, number)) {
+            m->loading = number;
+            meet(m, &m->working, number - 1);
+        }
+    }
+    return weights_read(m->from, m->tensor[index], offset, out, bytes, err);
+}
+
+// A unit begins. Once the upload of the next one has begun, its own is over: from then on `asked` is called
+// when it starts, and during its work.
+static void begin_unit(void *user, const char *unit, int done, int total) {
+    Meeting *m = user;
+    (void)unit, (void)total;
+    m->polls = 0;
+    m->number = m->position[done] >= 0 ? m->next++ : -1;
+    if (m->number >= 0 && may_overlap(m, m->number + 1)) meet(m, &m->begun, m->number + 1);
+}
+
+static bool during_work(void *user) {
+    Meeting *m = user;
+    if (m->number < 0 || ++m->polls != 2) return false;
+    m->working = m->number;
+    if (may_overlap(m, m->number + 1)) meet(m, &m->loading, m->number + 1), m->met++;
+    return false;
+}
+
+static Meeting *make_meeting(Toy *toy) {
+    Error err = {0};
+    int n = weights_count(toy->weights);
+    Meeting *m = MEM_NEW(toy, Meeting);
+    m->from = toy->weights;
+    m->tensor = MEM_ARRAY(toy, const WeightTensor *, n);
+    WeightTensor *tensors = MEM_ARRAY(toy, WeightTensor, n);
+    for (int i = 0; i < n; i++) m->tensor[i] = weights_at(toy->weights, i), tensors[i] = *m->tensor[i];
+    BoundWeight *bound = bind_weights(toy, weights_synthetic(toy, "met", tensors, n, read_meeting, m),
+                                      toy->wants, n, NULL, &err);
+    CHECK(bound);
+    for (int b = 0; b <= BLOCKS; b++) {
+        toy->unit[b].weight = &bound[b * PER_BLOCK];
+        m->position[b] = -1;
+    }
+    return m;
+}
+
+static void overlap(const char *device, const DeviceOptions *options, uint64_t room, bool *even, bool *odd) {
+    enum { PASSES = 4 };
+    Error err = {0};
+    Toy *toy = toy_new(device, options, DT_F32, DT_F32);
+    if (!toy) return;
+    Meeting *m = make_meeting(toy);
+    Stack *s = stack_new(toy, toy->dev, &toy->spec, 0, &err);
+    CHECK(s);
+    uint64_t least = stack_memory(s).smallest_peak;
+    stack_free(s);
+    CHECK(s = stack_new(toy, toy->dev, &toy->spec, least + room, &err));
+    CHECK(stack_prepare(s, &err)); // loads what stays
+    for (int i = 0; i <= BLOCKS; i++)
+        if (!stack_unit_resident(s, i)) m->position[i] = m->streamed++;
+    m->total = PASSES * m->streamed;
+    start(toy);
+    for (int pass = 0; pass < PASSES; pass++)
+        CHECK(stack_run(s, &(StackPass){.more = pass < PASSES - 1, .cancel = &(Cancel){during_work, m},
+                                        .progress = begin_unit, .user = m}, &err));
+    int expected = 0;
+    for (int i = 1; i < m->total; i++) expected += may_overlap(m, i);
+    print_message("    %s: %d of %d units stream, %d of %d uploads overlap\n", device, m->streamed,
+                  BLOCKS + 1, m->met, m->total - 1);
+    assert_false(m->missed);
+    assert_int_equal(m->met, expected);
+    assert_int_equal(m->loading, m->total - 1);
+    *even |= m->streamed % 2 == 0, *odd |= m->streamed % 2;
+    stack_free(s);
+    toy_free(toy);
+}
+
+// The next streamed unit is uploaded while one is at work, in a pass and from pass to pass.
+static void test_uploads_overlap_work(void **state) {
+    (void)state;
+    // Submissions of one tile each, so that `asked` is called between them.
+    static const struct { const char *device; DeviceOptions options; } devices[] = {
+        {.device = "ref"}, {.device = "cpu"}, {.device = "vulkan", .options = {.max_submit = 1e-9}},
+        {.device = "vulkan", .options = {.max_submit = 1e-9, .staged_uploads = true}}};
+    const uint64_t unit = (2 * WIDTH + 1) * HIDDEN * sizeof(float);
+    for (size_t i = 0; i < COUNT_OF(devices); i++) {
+        bool even = false, odd = false;
+        for (uint64_t more = 0; more < 2; more++) // all stream, and all but one
+            overlap(devices[i].device, &devices[i].options, more * align_up(unit, 4096), &even, &odd);
+        if (!even && !odd) print_message("SKIP: no Vulkan device\n");
+        else assert_true(even && odd);
+    }
+}
+
 static void test_lost_device(void **state) {
     (void)state;
     Out out;
@@ -487,7 +613,7 @@ int main(void) {
         cmocka_unit_test(test_parts_of_a_pass),      cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_failing_allocations),  cmocka_unit_test(test_failing_reads),
         cmocka_unit_test(test_lost_device),          cmocka_unit_test(test_bad_graphs),
-        cmocka_unit_test(test_reads_ahead),
+        cmocka_unit_test(test_reads_ahead),          cmocka_unit_test(test_uploads_overlap_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -757,6 +757,49 @@ static void cancel_between_kernels(void **state) {
     }
 }
 
+static bool at_once(void *user) { (void)user; return true; }
+
+// A driver on the CPU compiles a kernel when it first runs: until then it is handed over alone, and only
+// once the queue is empty. So a cancel asked at once finds two of seven kernels run at most; where all
+// have run before they are one submission, which runs to its end.
+static void kernels_that_never_ran_go_apart(void **state) {
+    (void)state;
+    Error err = {0};
+    Device *dev = open_device("vulkan", &(DeviceOptions){.max_submit = 1000});
+    if (dev_info(dev)->kind != DEV_SOFTWARE) {
+        dev_close(dev);
+        skip();
+    }
+    float *data = malloc(FLOATS * 4), *got = malloc(FLOATS * 4), *want = malloc(FLOATS * 4);
+    Buffer *b = buf_new(dev, FLOATS * 4, "all", &err);
+    OK(b);
+    fill_data(data);
+    ProgramStep steps[STEPS];
+    const Cancel now = {at_once, NULL};
+    float *const seen[] = {got, want, got};
+    for (int run = 0; run < 3; run++) {
+        Program *prog = prog_new(dev, steps, make_steps(steps, b), &err);
+        OK(prog);
+        OK(dev_write(b, 0, data, FLOATS * 4, &err));
+        OK(prog_submit(prog, &err));
+        bool done = dev_wait(dev, run == 1 ? NULL : &now, &err);
+        if (run == 0) assert_false(done);
+        else if (run == 1) OK(done);
+        OK(dev_read(b, 0, seen[run], FLOATS * 4, &err));
+        prog_free(prog);
+        if (run) continue;
+        assert_int_equal(err.status, STATUS_CANCELLED);
+        assert_memory_equal(got + SUMS, data + SUMS, COLS * 4); // the fifth kernel, and those after it
+        assert_memory_equal(got + DTABLE, data + DTABLE, VOCAB * COLS * 4);
+        assert_memory_equal(got + TABLE, data + TABLE, VOCAB * COLS * 4);
+    }
+    assert_memory_equal(got, want, FLOATS * 4);
+    assert_memory_not_equal(want + TABLE, data + TABLE, VOCAB * COLS * 4);
+    buf_free(b);
+    dev_close(dev);
+    free(data), free(got), free(want);
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "stale-address")) return stale_address();
     program = argv[0];
@@ -783,6 +826,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(freeing_waits_for_work),
         cmocka_unit_test(cancel_stops_soon),
         cmocka_unit_test(cancel_between_kernels),
+        cmocka_unit_test(kernels_that_never_ran_go_apart),
         cmocka_unit_test(running_out_of_memory_is_one_line),
         cmocka_unit_test(losing_the_device_is_one_line),
         cmocka_unit_test(cache_survives_and_bad_caches_are_ignored),
