@@ -197,9 +197,14 @@ bool flux_stage_open(Stage *s, FluxPipeline *p, StageId id, const Shape *shape, 
     return err_prefix(err, "stage %s", stages[id].name);
 }
 
+VaeSpec flux_vae_spec(const FluxPipeline *p, VaePass pass, const FluxRequest *r) {
+    return (VaeSpec){.pass = pass, .width = r->width, .height = r->height, .tiling = r->tiling,
+                     .compute = p->compute};
+}
+
 VaeRun *flux_vae_stage(FluxPipeline *p, VaePass pass, const FluxRequest *r, uint64_t budget, Error *err) {
-    VaeSpec spec = {.pass = pass, .width = r->width, .height = r->height, .budget = budget,
-                    .tiling = r->tiling, .compute = p->compute};
+    VaeSpec spec = flux_vae_spec(p, pass, r);
+    spec.budget = budget;
     VaeRun *run = vae_plan(p, p->dev, p->vae, &spec, err);
     if (!run) err_prefix(err, "stage %s", pass == VAE_DECODE ? "decode" : "encode");
     return run;

@@ -117,8 +117,8 @@ bool flux_pipeline_check(const FluxPipeline *p, FluxRequest *r, Error *err);
 // not fit: the text gives the smallest budget that does.
 bool flux_pipeline_plan(FluxPipeline *p, const FluxRequest *r, uint64_t budget, FluxPlan *plan, Error *err);
 
-// The smallest budget in which every stage can be planned (to 1 MiB, in whose favour it errs); 0:
-// none, or another error. Takes a while: the decoder is planned some 30 times.
+// The smallest budget with which a device can run the request, to the byte; 0: none, or another error.
+// Takes a while: the autoencoder is planned for every size of tiles.
 uint64_t flux_pipeline_smallest(FluxPipeline *p, const FluxRequest *r);
 
 // The settings of a planned request that change its pictures, for the text in picture files: all of

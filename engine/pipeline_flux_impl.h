@@ -53,6 +53,7 @@ const char *flux_stage_name(StageId id);
 bool flux_stage_open(Stage *s, FluxPipeline *p, StageId id, const Shape *shape, uint64_t budget,
                      Error *err);
 void flux_stage_close(Stage *s);
+VaeSpec flux_vae_spec(const FluxPipeline *p, VaePass pass, const FluxRequest *r);
 VaeRun *flux_vae_stage(FluxPipeline *p, VaePass pass, const FluxRequest *r, uint64_t budget, Error *err);
 
 // ---- groups -------------------------------------------------------------------------------------

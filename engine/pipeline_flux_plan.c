@@ -128,20 +128,6 @@ static bool plan_all(FluxPipeline *p, const FluxRequest *r, const Shape *shape, 
            plan_vae(p, VAE_DECODE, r, budget, plan, err);
 }
 
-// The smallest budget in which the autoencoder's stage can be planned (in tiles, if need be).
-static uint64_t smallest_vae(FluxPipeline *p, VaePass pass, const FluxRequest *r) {
-    uint64_t low = 0, high = PLENTY; // does not fit, fits
-    while (high - low > (1 << 20)) {
-        uint64_t middle = low + (high - low) / 2;
-        Error ignored = {0};
-        VaeRun *run = flux_vae_stage(p, pass, r, middle, &ignored);
-        if (run) high = MIN(middle, vae_memory(run).peak_bytes);
-        else low = middle;
-        vae_run_free(run);
-    }
-    return high;
-}
-
 // What was planned with this device's staging, with that of the budget itself, which may be another.
 static uint64_t with_its_staging(const DeviceInfo *info, uint64_t need) {
     uint64_t rest = need - MIN(info->staging_bytes, need), budget = rest;
@@ -152,8 +138,13 @@ static uint64_t with_its_staging(const DeviceInfo *info, uint64_t need) {
 
 // The smallest budget in which every stage can be planned; 0: none.
 static uint64_t smallest_budget(FluxPipeline *p, const FluxRequest *r, const Shape *shape) {
-    uint64_t need = smallest_vae(p, VAE_DECODE, r);
-    if (r->init) need = MAX(need, smallest_vae(p, VAE_ENCODE, r));
+    uint64_t need = 0;
+    for (int pass = VAE_DECODE; pass <= (r->init ? VAE_ENCODE : VAE_DECODE); pass++) {
+        VaeSpec spec = flux_vae_spec(p, (VaePass)pass, r);
+        uint64_t least = vae_smallest(p->dev, p->vae, &spec, NULL);
+        if (!least) return 0;
+        need = MAX(need, least);
+    }
     for (int id = 0; id < STAGE_REST; id++) {
         Stage s = {0};
         Error ignored = {0};

@@ -31,6 +31,7 @@ struct VaeRun {
 enum {
     TILE = 512,           // pixels per side where tiling is asked for
     SMALLEST_TILE = 128,  // that is chosen to fit a budget
+    TILE_SIZES = 16,      // that are tried, at most
     OVERLAP = 4,          // tiles share at least one in so many of their pixels
 };
 
@@ -164,47 +165,54 @@ static bool check_spec(const Vae *vae, const VaeSpec *s, Error *err) {
 
 static uint64_t peak_of(const VaeRun *r) { return run_memory(r->run).peak_bytes; }
 
-static bool over_budget(const VaeRun *r, uint64_t budget, Error *err) {
+static bool over_budget(const VaeRun *r, uint64_t budget, uint64_t least, Error *err) {
     char need[32], have[32];
-    uint64_t peak = peak_of(r);
-    format_bytes(need, peak);
+    format_bytes(need, least);
     format_bytes(have, budget);
     return err_failed(err, "%s: expected a budget of at least %s (%llu bytes) for %d x %d pixels%s, found "
                       "%s; give --vram %lluM or more%s", PASS_NAMES[r->spec.pass], need,
-                      (unsigned long long)peak, r->spec.width, r->spec.height,
+                      (unsigned long long)least, r->spec.width, r->spec.height,
                       r->x.count * r->y.count > 1 ? " in the smallest tiles" : "", have,
-                      (unsigned long long)((peak + (1 << 20) - 1) >> 20),
+                      (unsigned long long)((least + (1 << 20) - 1) >> 20),
                       r->spec.tiling == VAE_TILING_OFF ? ", or --vae-tiling auto" : "");
 }
 
-// Tries sizes of tiles from the first that the spec allows, until one fits.
-static bool choose(VaeRun *r, Error *err) {
+// The sizes of tiles that the spec allows, in the order in which they are tried. Returns how many.
+static int tile_sizes(const VaeRun *r, int out[TILE_SIZES]) {
     static const int SIZES[] = {4096, 3072, 2048, 1536, 1280, 1024, 768, 640, 512, 448, 384, 320, 256,
                                 192, SMALLEST_TILE};
     const VaeSpec *s = &r->spec;
-    const MemoryStats now = dev_memory(r->dev);
-    uint64_t held = MIN(now.used, dev_info(r->dev)->staging_bytes);
-    uint64_t budget = s->budget ? s->budget : now.budget - MIN(now.budget, now.used - held);
-    int whole = MAX(s->width, s->height), factor = r->vae->info.factor;
-    int first = s->tiling != VAE_TILING_ON ? whole : s->tile ? s->tile : TILE;
-    bool planned = plan_tiles(r, first, err);
-    if (planned && peak_of(r) <= budget) return true;
-    bool fixed = s->tiling == VAE_TILING_OFF || (s->tiling == VAE_TILING_ON && s->tile);
-    if (fixed) return planned && over_budget(r, budget, err);
-    if (s->tiling == VAE_TILING_AUTO && s->tile) { // the size for where it does not fit whole
-        planned = plan_tiles(r, s->tile, err);
-        return planned && (peak_of(r) <= budget || over_budget(r, budget, err));
-    }
-    for (size_t i = 0; i < COUNT_OF(SIZES); i++) {
-        if (SIZES[i] >= first || SIZES[i] % factor) continue;
-        planned = plan_tiles(r, SIZES[i], err);
-        if (planned && peak_of(r) <= budget) return true;
-    }
-    return planned && over_budget(r, budget, err);
+    int n = 0, whole = MAX(s->width, s->height);
+    out[n++] = s->tiling != VAE_TILING_ON ? whole : s->tile ? s->tile : TILE;
+    if (s->tiling == VAE_TILING_OFF || (s->tiling == VAE_TILING_ON && s->tile)) return n;
+    if (s->tile) return out[n++] = s->tile, n; // for where it does not fit whole
+    for (size_t i = 0; i < COUNT_OF(SIZES); i++)
+        if (SIZES[i] < out[0] && SIZES[i] % r->vae->info.factor == 0) out[n++] = SIZES[i];
+    return n;
 }
 
-VaeRun *vae_plan(void *parent, Device *dev, const Vae *vae, const VaeSpec *spec, Error *err) {
-    if (!check_spec(vae, spec, err)) return NULL;
+// Plans for the first size that fits. *least: the smallest budget that one of those tried needs; 0: none
+// could be planned, for another reason.
+static bool choose(VaeRun *r, uint64_t budget, uint64_t *least, Error *err) {
+    int size[TILE_SIZES], n = tile_sizes(r, size);
+    bool planned = false;
+    *least = 0;
+    for (int i = 0; i < n; i++) {
+        planned = plan_tiles(r, size[i], err);
+        if (!planned) continue;
+        if (peak_of(r) <= budget) return true;
+        *least = *least ? MIN(*least, peak_of(r)) : peak_of(r);
+    }
+    return planned && over_budget(r, budget, *least, err);
+}
+
+static uint64_t budget_of(const Device *dev, const VaeSpec *s) {
+    const MemoryStats now = dev_memory(dev);
+    uint64_t held = MIN(now.used, dev_info(dev)->staging_bytes);
+    return s->budget ? s->budget : now.budget - MIN(now.budget, now.used - held);
+}
+
+static VaeRun *new_run(void *parent, Device *dev, const Vae *vae, const VaeSpec *spec) {
     VaeRun *r = MEM_NEW(parent, VaeRun);
     r->dev = dev;
     r->vae = vae;
@@ -212,9 +220,27 @@ VaeRun *vae_plan(void *parent, Device *dev, const Vae *vae, const VaeSpec *spec,
     r->half = &vae->half[spec->pass];
     r->store = store_new(r, dev);
     add_weights(r);
-    if (choose(r, err)) return r;
+    return r;
+}
+
+VaeRun *vae_plan(void *parent, Device *dev, const Vae *vae, const VaeSpec *spec, Error *err) {
+    if (!check_spec(vae, spec, err)) return NULL;
+    VaeRun *r = new_run(parent, dev, vae, spec);
+    uint64_t least;
+    if (choose(r, budget_of(dev, spec), &least, err)) return r;
     vae_run_free(r);
     return NULL;
+}
+
+uint64_t vae_smallest(Device *dev, const Vae *vae, const VaeSpec *spec, Error *err) {
+    if (!check_spec(vae, spec, err)) return 0;
+    VaeRun *r = new_run(NULL, dev, vae, spec);
+    Error why = {0};
+    uint64_t least;
+    choose(r, 0, &least, &why); // nothing fits: all sizes are tried
+    if (!least && err) *err = why;
+    vae_run_free(r);
+    return least;
 }
 
 void vae_run_free(VaeRun *r) {

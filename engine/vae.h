@@ -80,6 +80,9 @@ typedef struct VaeRun VaeRun;
 // Plans; nothing is allocated on the device. NULL with an error (over the budget: the text gives
 // the smallest that works).
 VaeRun *vae_plan(void *parent, Device *dev, const Vae *vae, const VaeSpec *spec, Error *err);
+// The smallest budget with which vae_plan succeeds, to the byte (that of the spec is not looked at); 0 with
+// an error: none.
+uint64_t vae_smallest(Device *dev, const Vae *vae, const VaeSpec *spec, Error *err);
 VaeMemory vae_memory(const VaeRun *run);
 // Allocates, uploads the weights, records. Called by vae_decode and vae_encode where it was not.
 bool vae_prepare(VaeRun *run, Error *err);
