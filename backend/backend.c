@@ -343,4 +343,3 @@ double prog_step_seconds(const Program *prog, int i) {
     return i >= 0 && i < prog->count ? prog->steps[i].seconds : 0;
 }
 
-const OpCall *prog_call(const Program *prog, int i) { return &prog->steps[i].call; }

@@ -116,7 +116,6 @@ bool prog_run(Program *prog, const Cancel *cancel, Error *err); // submit and wa
 void dev_set_cancel(Device *dev, const Cancel *cancel);
 // Seconds the device itself measured for step i in the last finished run; 0: not measured.
 double prog_step_seconds(const Program *prog, int i);
-const OpCall *prog_call(const Program *prog, int i); // step i as bound
 
 // ---- kernel rows ------------------------------------------------------------------------------
 // Per op an ordered list; dispatch takes the first that fits. Names are unique within op + device.

@@ -5,7 +5,7 @@
 
 // ---- collecting -------------------------------------------------------------------------------
 
-void grad_add(Tensor *t, Tensor *grad) {
+static void grad_add(Tensor *t, Tensor *grad) {
     if (!t || !t->needs_grad || t->g->failed) return;
     if (!same_shape(t, grad)) grad = g_sum_to(grad, t->ndim, t->shape);
     bool param = t->storage->kind == STORAGE_PARAM;

@@ -66,7 +66,6 @@ static void set_shape(Tensor *t, int ndim, const int64_t *shape) {
     }
 }
 
-// A harmless stand-in after an error, so that recording can go on.
 static bool bad_shape(Graph *g, int ndim, const int64_t *shape) {
     uint64_t n = 1;
     bool ok = ndim >= 0 && ndim <= MAX_DIMS;
@@ -82,7 +81,7 @@ static bool bad_shape(Graph *g, int ndim, const int64_t *shape) {
 static Tensor *make(Graph *g, StorageKind kind, const char *name, DType dtype, int ndim,
                     const int64_t *shape) {
     static const int64_t one = 1;
-    if (bad_shape(g, ndim, shape)) ndim = 1, shape = &one;
+    if (bad_shape(g, ndim, shape)) ndim = 1, shape = &one; // a stand-in, so that recording can go on
     if (ndim && shape[ndim - 1] % dtype_block(dtype))
         g_fail(g, "tensor: expected rows of whole %s blocks of %d, found %lld; take another type",
                dtype_name(dtype), dtype_block(dtype), (long long)shape[ndim - 1]);
@@ -122,7 +121,8 @@ Tensor *g_output(Graph *g, const char *name, Tensor *t) {
 
 // ---- views ------------------------------------------------------------------------------------
 
-Tensor *tensor_view(Tensor *base, ViewKind view) {
+// With the base's layout.
+static Tensor *tensor_view(Tensor *base, ViewKind view) {
     Tensor *t = MEM_NEW(base->g, Tensor);
     *t = (Tensor){.dtype = base->dtype, .ndim = base->ndim, .offset = base->offset,
                   .storage = base->storage, .base = base, .view = view,

@@ -67,14 +67,12 @@ bool tensor_contiguous(const Tensor *t);
 bool same_shape(const Tensor *a, const Tensor *b);
 // A new contiguous tensor with storage of its own.
 Tensor *tensor_new(Graph *g, DType dtype, int ndim, const int64_t *shape);
-Tensor *tensor_view(Tensor *base, ViewKind view); // copies base's layout
 // Appends an op. `operands` in backend form. Tensors written get this node.
 Node *g_record(Graph *g, OpId op, Tensor *const *operands, const void *params);
 // A tensor whose last dimension is contiguous (a copy is recorded where it is not).
 Tensor *g_rows(Tensor *t);
 
 // vjp_<op>: given node->result->grad, adds to the gradients of node->seen.
-void grad_add(Tensor *t, Tensor *grad); // broadcast dims are summed; ignored where not needed
 #define OP(name, NAME, Name) void vjp_##name(Graph *g, Node *node, Tensor *dy);
 #include "backend/ops.def"
 #undef OP

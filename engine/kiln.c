@@ -140,7 +140,8 @@ KilnRequest kiln_request(const KilnModel *m) { return m->kind->request(m); }
 
 NoiseKind kiln_noise(KilnRng rng) { return rng == KILN_RNG_CUDA ? NOISE_CUDA : NOISE_TORCH; }
 
-bool kiln_check_request(const KilnRequest *r, Error *err) {
+// What holds for every model: count, sampler, random numbers, steps.
+static bool check_request(const KilnRequest *r, Error *err) {
     if (r->count < 1 || r->count > NANO_MAX_PICTURES)
         return err_set(err, STATUS_USAGE, "count: expected 1 to %d pictures, found %d",
                        NANO_MAX_PICTURES, r->count);
@@ -169,7 +170,7 @@ KilnPlan kiln_plan_of(const RunMemory *m) {
 
 bool kiln_plan(KilnModel *m, const KilnRequest *r, KilnPlan *plan, KilnError *error) {
     Error err = {0};
-    if (kiln_check_request(r, &err)) m->kind->plan(m, r, plan, &err);
+    if (check_request(r, &err)) m->kind->plan(m, r, plan, &err);
     return report(error, &err);
 }
 
@@ -198,7 +199,7 @@ KilnImages *kiln_generate(KilnModel *m, const KilnRequest *r, KilnError *error) 
     KilnImages *images = MEM_NEW(NULL, KilnImages);
     Cancel cancel = kiln_cancel(&r->callbacks);
     dev_set_cancel(m->ctx->dev, &cancel);
-    bool ok = kiln_check_request(r, &err) && m->kind->generate(m, r, images, &err);
+    bool ok = check_request(r, &err) && m->kind->generate(m, r, images, &err);
     dev_set_cancel(m->ctx->dev, NULL);
     if (!ok) {
         mem_free(images);

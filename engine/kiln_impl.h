@@ -56,8 +56,6 @@ struct KilnImages {
 KilnPlan kiln_plan_of(const RunMemory *m);
 Cancel kiln_cancel(const KilnCallbacks *callbacks); // always one that may be asked
 bool kiln_precision(KilnPrecision p, DType *out, Error *err);
-// Checks that hold for every model: count, sampler, random numbers, steps.
-bool kiln_check_request(const KilnRequest *r, Error *err);
 NoiseKind kiln_noise(KilnRng rng);
 // Makes room for r->count pictures; then one from floats [3, height, width].
 void kiln_images_begin(KilnImages *images, const KilnModel *m, const KilnRequest *r, int steps,

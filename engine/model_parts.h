@@ -1,5 +1,5 @@
 // model_parts.h: which model a user has named, and where its parts are: a diffusers folder, a single
-// checkpoint, or one file per part (CLI.md, `generate`).
+// checkpoint, or one file per part.
 //
 // Thread-safety: an open ModelParts never changes.
 #ifndef KILN_ENGINE_MODEL_PARTS_H

@@ -88,7 +88,6 @@ typedef struct FluxStagePlan {
     uint64_t moved_bytes_per_step; // uploaded per pass
     uint64_t weights_bytes;        // on the device: resident ones and slots
     int units, streamed_units;     // blocks (and head, tail); those that pass through the slots
-    double flops;                  // per pass
     int pictures;                  // "transformer", "transformer.rest": that a pass holds; else 0
 } FluxStagePlan;
 

@@ -95,7 +95,6 @@ static bool plan_vae(FluxPipeline *p, VaePass pass, const FluxRequest *r, uint64
     plan_add(plan, (FluxStagePlan){
         .name = pass == VAE_DECODE ? "decode" : "encode", .resident_bytes = m.weights_bytes,
         .arena_bytes = m.arena_bytes, .peak_bytes = m.peak_bytes, .weights_bytes = m.weights_bytes,
-        .flops = m.flops,
     });
     if (m.tiles_x * m.tiles_y > 1) plan->tile_width = m.tile_width, plan->tile_height = m.tile_height;
     vae_run_free(run);

@@ -221,7 +221,6 @@ static bool assign_arena(Plan *plan, const DeviceInfo *info, bool no_alias, Erro
     plan->block = block;
     if (ok) plan->stats.arena_bytes = place(lives, used, end, block, no_alias, &plan->looked);
     for (int i = 0; ok && i < used; i++) plan->offset[lives[i].storage] = lives[i].offset;
-    plan->stats.tensors = used;
     mem_free(lives);
     mem_free(index);
     return ok;

@@ -17,7 +17,7 @@ typedef struct RunOptions {
 } RunOptions;
 
 typedef struct RunMemory {
-    uint64_t weights_bytes;  // all stores given to run_new
+    uint64_t weights_bytes;  // all stores of run_add_store
     uint64_t arena_bytes;    // shared by the plans: their maximum
     uint64_t program_bytes;  // argument blocks of all plans
     uint64_t staging_bytes;  // the device's, for transfers
@@ -49,13 +49,11 @@ bool plan_run(Plan *plan, const Cancel *cancel, Error *err);
 
 typedef struct PlanStats {
     const char *name;
-    int ops, ops_removed, barriers, tensors;
+    int ops, ops_removed, barriers;
     uint64_t arena_bytes, arena_unaliased_bytes; // with and without sharing of memory
-    double planning_ms, flops, bytes;
+    double planning_ms;
+    double flops, bytes; // of all ops; known after run_prepare
 } PlanStats;
 PlanStats plan_stats(const Plan *plan);
-int plan_step_count(const Plan *plan);
-// For profiling: op, label, seconds of the last run, work.
-const OpCall *plan_step(const Plan *plan, int i, double *seconds);
 
 #endif

@@ -221,8 +221,7 @@ Tensor *g_reduce(Graph *g, const ReduceRec *r) {
     bool flag = r->kind == REDUCE_NONFINITE;
     Tensor *y = r->y ? r->y : tensor_new(g, DT_F32, DIMS(flag ? 1 : x->shape[0], 1,
                                                          flag ? 1 : x->shape[2]));
-    Tensor *t[reduce_operand_count] = {[reduce_x] = x, [reduce_y] = to_shape(y, y->ndim, y->shape)};
-    if (y->ndim != 3) t[reduce_y] = as_rank3(y);
+    Tensor *t[reduce_operand_count] = {[reduce_x] = x, [reduce_y] = y->ndim == 3 ? y : as_rank3(y)};
     Tensor *const seen[] = {r->x};
     return finish(g_record(g, OP_REDUCE, t, &r->params), COUNT_OF(seen), seen, y);
 }

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-int rope_pairs(const RopeAxis *axis, int axes) {
+static int rope_pairs(const RopeAxis *axis, int axes) {
     int pairs = 0;
     for (int i = 0; i < axes; i++) pairs += axis[i].dim / 2;
     return pairs;

@@ -13,10 +13,8 @@ typedef struct RopeAxis {
     double theta; // base: pair i turns by position * theta^(-2 i / dim)
 } RopeAxis;
 
-// Pairs per token: half the sum of all dims.
-int rope_pairs(const RopeAxis *axis, int axes);
-// positions [tokens, axes] (numbers, not only whole ones), out [tokens, pairs, 2] (cos, sin), the
-// axes' pairs one after another.
+// positions [tokens, axes] (numbers, not only whole ones), out [tokens, pairs, 2] (cos, sin): half the sum
+// of all dims are pairs, the axes' one after another.
 void rope_fill(const RopeAxis *axis, int axes, const double *positions, int64_t tokens, float *out);
 
 #endif

@@ -173,9 +173,3 @@ bool plan_run(Plan *plan, const Cancel *cancel, Error *err) {
 }
 
 PlanStats plan_stats(const Plan *plan) { return plan->stats; }
-int plan_step_count(const Plan *plan) { return plan->stats.ops; }
-
-const OpCall *plan_step(const Plan *plan, int i, double *seconds) {
-    if (seconds) *seconds = prog_step_seconds(plan->program, i);
-    return prog_call(plan->program, i);
-}

@@ -59,8 +59,8 @@ static const NameLayout layouts[] = {
     {"transformers", "text_model.embeddings.token_embedding.weight", NULL, 0},
     {"bare", "embeddings.token_embedding.weight", bare_rows, COUNT_OF(bare_rows)},
 };
-const char *const clip_ignore[] = {"*position_ids", "logit_scale", "visual_projection.",
-                                   "vision_model.", "text_projection", NULL};
+static const char *const ignored[] = {"*position_ids", "logit_scale", "visual_projection.",
+                                      "vision_model.", "text_projection", NULL};
 
 // The first layout ends with the second's marker: it is asked first.
 static const NameLayout *layout_of(void *parent, const Weights *w, const char **prefix) {
@@ -148,7 +148,7 @@ ClipModel *clip_open(void *parent, const Weights *w, const ConfigFile *config, E
     if (ok && !clip_check_config(&m->config, err)) ok = err_prefix(err, "%s", weights_path(w));
     if (ok) {
         const BindOptions options = {.names = names_translate, .user = layout, .type = DT_COUNT,
-                                     .ignore = clip_ignore};
+                                     .ignore = ignored};
         m->want = clip_wants(m, &m->config, &m->count);
         m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);
         ok = m->weight != NULL;

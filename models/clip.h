@@ -43,7 +43,6 @@ bool clip_is(const Weights *w); // any prefix, for example "text_encoders.clip_l
 ClipModel *clip_open(void *parent, const Weights *w, const ConfigFile *config, Error *err);
 bool clip_check_config(const ClipConfig *c, Error *err);
 BindWant *clip_wants(void *parent, const ClipConfig *c, int *count);
-extern const char *const clip_ignore[];
 
 // CLIP-L at 1/divisor of width and depth, rounded up to whole heads of the real size.
 ClipConfig clip_preset(int divisor);

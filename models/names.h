@@ -1,4 +1,5 @@
-// names.h: tables that translate a model's own names of weights into those of a file layout.
+// names.h: what models are written with: tables of weights, their names in the layouts of files, sizes that
+// these tell, a stack's units, a linear layer.
 //
 // Thread-safety: pure.
 #ifndef KILN_MODELS_NAMES_H

@@ -87,8 +87,8 @@ static const NameLayout layouts[] = {
     {"gguf", "enc.blk.0.attn_q.weight", gguf_rows, COUNT_OF(gguf_rows)},
 };
 static const NameLayout tied_layout = {"transformers", "", tied_rows, COUNT_OF(tied_rows)};
-const char *const t5_ignore[] = {"decoder.", "dec.", "lm_head.", "output.weight", "encoder.embed_tokens.",
-                                 "spiece_model", "logit_scale", NULL};
+static const char *const ignored[] = {"decoder.", "dec.", "lm_head.", "output.weight",
+                                      "encoder.embed_tokens.", "spiece_model", "logit_scale", NULL};
 
 const char *const t5_keep[] = {
     "shared.", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.", NULL};
@@ -198,7 +198,7 @@ T5Model *t5_open(void *parent, const Weights *w, const ConfigFile *config, DType
     if (ok && !t5_check_config(&m->config, err)) ok = err_prefix(err, "%s", weights_path(w));
     if (ok) {
         const BindOptions options = {.names = names_translate, .user = layout, .type = type,
-                                     .keep = t5_keep, .ignore = t5_ignore};
+                                     .keep = t5_keep, .ignore = ignored};
         m->want = t5_wants(m, &m->config, &m->count);
         m->weight = bind_weights(m, m->weights, m->want, m->count, &options, err);
         ok = m->weight != NULL;

@@ -52,7 +52,6 @@ T5Model *t5_open(void *parent, const Weights *w, const ConfigFile *config, DType
 bool t5_check_config(const T5Config *c, Error *err);
 BindWant *t5_wants(void *parent, const T5Config *c, int *count);
 int t5_width(const T5Config *c); // of the states: the projection's, else D
-extern const char *const t5_ignore[];
 extern const char *const t5_keep[]; // keep their type where a packed one is asked for: both tables
 // llama.cpp's name of a wanted tensor, as GGUF files have it; below parent.
 const char *t5_gguf_name(void *parent, const char *name);

@@ -150,14 +150,13 @@ static bool plan_nano(Cmd *cmd, const InspectValues *v, InspectPlan *out, Error 
     RunMemory m = {0};
     ok = ok && nano_plan(p, nano_pictures_per_pass((int)v->batch), v->cfg_scale != 1, &m, err);
     if (ok) {
-        PlanStats stats = nano_stats(p);
         out->plan = (FluxPlan){.stages = 1,
                                .peak_bytes = m.peak_bytes,
                                .driver_bytes = m.driver_bytes,
                                .planning_ms = (os_seconds() - start) * 1e3};
         out->plan.stage[0] = (FluxStagePlan){
             .name = "step", .resident_bytes = m.weights_bytes, .weights_bytes = m.weights_bytes,
-            .arena_bytes = m.arena_bytes, .peak_bytes = m.peak_bytes, .flops = stats.flops,
+            .arena_bytes = m.arena_bytes, .peak_bytes = m.peak_bytes,
             .pictures = nano_pictures_per_pass((int)v->batch)};
         out->budget = dev_memory(dev).budget;
         out->fits = m.peak_bytes <= out->budget;
