@@ -300,6 +300,22 @@ static void projection_of_clip_is_not_used(void **state) {
               "");
 }
 
+// Without PATH both commands say which tensors are expected.
+static void distilled_without_files(void **state) {
+    (void)state;
+    void *scope = mem_new(NULL, 1);
+    static const char *const lines[] = {"inspect %s --distill", "generate -p x -m %s --distill"};
+    for (size_t i = 0; i < COUNT_OF(lines); i++) {
+        Result r = kiln(scope, lines[i], world->folder);
+        WANT_STATUS(r, 1);
+        assert_string_equal(r.out, "");
+        WANT_TEXT(r.err, "encoder.block.N.layer.*");
+        WANT_TEXT(r.err, "final_projection.0.weight [");
+        WANT_TEXT(r.err, "final_projection.3.weight [");
+    }
+    mem_free(scope);
+}
+
 // A T5-Base without projection is taken, with a warning; alone it is not.
 static void distilled_without_projection(void **state) {
     (void)state;
@@ -540,6 +556,7 @@ int main(void) {
         cmocka_unit_test(layouts_of_files),
         cmocka_unit_test(files_beside_the_picture),
         cmocka_unit_test(projection_of_clip_is_not_used),
+        cmocka_unit_test(distilled_without_files),
         cmocka_unit_test(distilled_without_projection),
         cmocka_unit_test(thresholding_at_nothing_is_off),
         cmocka_unit_test(settings_in_the_picture),

@@ -218,6 +218,22 @@ static Tokenizer *open_text(void *scope, TokenizerKind kind, const char *dir, co
     return tokenizer_open(NULL, kind, path, err);
 }
 
+// As transformers 5: entities, tags and wrongly decoded letters are text like any other.
+static void text_is_not_cleaned_up(void **state) {
+    (void)state;
+    Tokenizer *clip = builtin(TOKENIZER_CLIP), *t5 = builtin(TOKENIZER_T5);
+    const char *entities = "&lt;b&gt; caf\xc3\x83\xc2\xa9 &amp;amp;",
+               *quotes = "<br/>It\xe2\x80\x99s  \xc3\xa2\xe2\x82\xac\xc5\x93" "A\xc3\xa2\xe2\x82\xac\xc2\x9d";
+    expect_ids(clip, entities, "49406 261 3333 282 321 261 4725 282 3471 127 352 5811 261 6259 282 6259 282 "
+                               "49407");
+    expect_ids(clip, quotes, "49406 283 7532 14 285 585 728 503 338 127 351 6309 129 241 64 127 351 34919 "
+                             "126 507 49407");
+    expect_ids(t5, entities, "3 184 40 17 117 115 184 122 17 117 212 89 2 3 184 4624 117 4624 117 1");
+    expect_ids(t5, quotes, "3 2 115 52 87 3155 196 17 22 7 3 1439 3378 2 188 1439 3378 2 1");
+    mem_free(clip);
+    mem_free(t5);
+}
+
 // spiece.model alone gives what SentencePiece makes of it; beside it tokenizer.json is the truth.
 static void spiece_alone_and_beside_json(void **state) {
     (void)state;
@@ -487,7 +503,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(clip_is_transformers), cmocka_unit_test(t5_is_transformers),
         cmocka_unit_test(folders_give_the_same), cmocka_unit_test(cuts_and_pads),
-        cmocka_unit_test(spiece_alone_and_beside_json),
+        cmocka_unit_test(text_is_not_cleaned_up), cmocka_unit_test(spiece_alone_and_beside_json),
         cmocka_unit_test(unigram_rules), cmocka_unit_test(bpe_rules),
         cmocka_unit_test(refuses_bad_files), cmocka_unit_test(refuses_bad_text),
         cmocka_unit_test(long_text_is_quick), cmocka_unit_test(composes),
