@@ -87,8 +87,7 @@ Tensor *g_conv2d(Graph *g, const Conv2dRec *r); // x [B, H, W, C] -> [B, Ho, Wo,
 Tensor *g_rope(Graph *g, const RopeRec *r);     // x [B, T, H, D], table [T, P, 2] or [1 or B, T, P, 2]
 Tensor *g_dequant(Graph *g, const DequantRec *r); // w of a packed type -> its shape in `.dtype`
 // A weight as an operand of type `compute` (f32, f16, bf16): the param itself where it has the type,
-// else a copy made at each use: g_cast, or g_dequant for packed types, with the scale that the store
-// of p has under "NAME.scale" ([1] f32).
+// else a copy made at each use: g_cast, or g_dequant (with p->scale) for packed types.
 Tensor *g_weight(Graph *g, Param *p, DType compute);
 #define GEMM(...) (&(GemmRec){__VA_ARGS__})
 #define ATTN(...) (&(AttnRec){__VA_ARGS__})

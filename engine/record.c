@@ -332,9 +332,6 @@ Tensor *g_dequant(Graph *g, const DequantRec *r) {
 Tensor *g_weight(Graph *g, Param *p, DType compute) {
     Tensor *w = g_param(g, p);
     if (!dtype_is_packed(p->dtype)) return g_cast(w, compute);
-    char name[512];
-    snprintf(name, sizeof name, "%s.scale", p->name);
-    Param *scale = store_find(p->store, name);
-    Tensor *s = scale ? g_param(g, scale) : NULL;
+    Tensor *s = p->scale ? g_param(g, p->scale) : NULL;
     return g_dequant(g, DEQUANT(.w = w, .scale = s, .dtype = compute));
 }

@@ -10,24 +10,14 @@ static bool declare_weights(Stack *s, Unit *u, Error *err) {
     const DeviceInfo *info = dev_info(s->dev);
     u->store = store_new(u, s->dev);
     u->weight = MEM_ARRAY(u, Param *, MAX(u->spec->weights, 1));
-    ARRAY(uint64_t) sizes = {0};
-    for (int i = 0; i < u->spec->weights; i++) {
-        const BoundWeight *b = &u->spec->weight[i];
-        if (!b->pieces) continue;
-        u->weight[i] = store_add(u->store, b->name, b->dtype, b->ndim, b->shape);
-        ARR_PUSH(u, &sizes, b->bytes);
-        u->moved += b->bytes;
-        if (b->scale == 1) continue;
-        char *name = mem_printf(NULL, "%s.scale", b->name);
-        store_add(u->store, name, DT_F32, DIMS(1));
-        mem_free(name);
-        ARR_PUSH(u, &sizes, sizeof(float));
-        u->moved += sizeof(float);
-    }
-    u->place = MEM_ARRAY(u, Place, MAX(sizes.n, 1));
-    u->block_bytes = MEM_ARRAY(u, uint64_t, MAX(sizes.n, 1));
-    for (int i = 0; i < sizes.n; i++) {
-        uint64_t size = align_up(sizes.v[i], info->buffer_align);
+    for (int i = 0; i < u->spec->weights; i++)
+        if (u->spec->weight[i].pieces) u->weight[i] = store_add_bound(u->store, &u->spec->weight[i]);
+    int count = store_count(u->store);
+    u->place = MEM_ARRAY(u, Place, MAX(count, 1));
+    u->block_bytes = MEM_ARRAY(u, uint64_t, MAX(count, 1));
+    for (int i = 0; i < count; i++) {
+        uint64_t bytes = param_bytes(store_at(u->store, i)), size = align_up(bytes, info->buffer_align);
+        u->moved += bytes;
         if (size > info->max_buffer)
             return err_failed(err, "%s: %s: expected a tensor within the device's largest buffer (%llu "
                               "bytes), found %llu; use --device cpu", s->spec.name,

@@ -56,8 +56,7 @@ typedef struct StackMemory {
 typedef struct Stack Stack;
 // Plans within `budget` bytes (0: the device's budget; another may be larger, to see a plan that
 // this device could not hold), of which what others hold on the device now is taken off. NULL with
-// an error that gives the smallest budget that works. Graph i records unit i; a weight with a scale
-// (BoundWeight.scale) has a Param "NAME.scale" [1] f32 right behind it in its store.
+// an error that gives the smallest budget that works. Graph i records unit i.
 Stack *stack_new(void *parent, Device *dev, const StackSpec *spec, uint64_t budget, Error *err);
 void stack_free(Stack *s); // with its device memory (not the state store's)
 StackMemory stack_memory(const Stack *s);

@@ -3,17 +3,13 @@
 
 // ---- uploads ------------------------------------------------------------------------------------
 
-// The scales stand behind the weights that have them.
 static bool upload_scales(const Unit *u, UploadGoOn *go_on, void *user, Error *err) {
     bool ok = true;
-    for (int i = 0, next = 0; ok && i < u->spec->weights; i++) {
-        const BoundWeight *b = &u->spec->weight[i];
-        if (!b->pieces) continue;
-        next++;
-        if (b->scale == 1) continue;
-        const Param *scale = store_at(u->store, next++);
-        ok = dev_upload(scale->buffer, scale->offset, &b->scale, sizeof b->scale, err) &&
-             (go_on(user, sizeof b->scale) || err_set(err, STATUS_CANCELLED, "cancelled"));
+    for (int i = 0; ok && i < u->spec->weights; i++) {
+        const Param *scale = u->weight[i] ? u->weight[i]->scale : NULL;
+        const float *value = &u->spec->weight[i].scale;
+        ok = !scale || (dev_upload(scale->buffer, scale->offset, value, sizeof *value, err) &&
+                        (go_on(user, sizeof *value) || err_set(err, STATUS_CANCELLED, "cancelled")));
     }
     return ok;
 }
@@ -47,12 +43,9 @@ static bool place_weights(Stack *s, Error *err) {
 
 static void list_items(Unit *u) {
     u->item = MEM_ARRAY(u, UploadItem, MAX(u->spec->weights, 1));
-    for (int i = 0, next = 0; i < u->spec->weights; i++) {
-        const BoundWeight *b = &u->spec->weight[i];
-        if (!b->pieces) continue;
-        const Param *p = store_at(u->store, next++);
-        u->item[u->items++] = (UploadItem){b, p->buffer, p->offset};
-        next += b->scale != 1;
+    for (int i = 0; i < u->spec->weights; i++) {
+        const Param *p = u->weight[i];
+        if (p) u->item[u->items++] = (UploadItem){&u->spec->weight[i], p->buffer, p->offset};
     }
 }
 

@@ -31,6 +31,13 @@ Param *store_add(Store *store, const char *name, DType dtype, int ndim, const in
     return p;
 }
 
+void store_add_scale(Param *p) {
+    char *name = mem_printf(NULL, "%s.scale", p->name);
+    const int64_t one = 1;
+    p->scale = store_add(p->store, name, DT_F32, 1, &one);
+    mem_free(name);
+}
+
 Param *store_find(const Store *store, const char *name) {
     for (int i = 0; i < store->params.n; i++)
         if (!strcmp(store->params.v[i]->name, name)) return store->params.v[i];
@@ -47,7 +54,7 @@ int64_t param_count(const Param *p) {
     return n;
 }
 
-static uint64_t param_bytes(const Param *p) {
+uint64_t param_bytes(const Param *p) {
     return dtype_bytes(p->dtype, (uint64_t)param_count(p));
 }
 

@@ -11,6 +11,12 @@
 #define THREAD_BYTES (UINT64_C(8) << 20) // another thread for each of these
 enum { MAX_THREADS = 8 }; // and no more than the device may have of the host's
 
+Param *store_add_bound(Store *store, const BoundWeight *b) {
+    Param *p = store_add(store, b->name, b->dtype, b->ndim, b->shape);
+    if (b->scale != 1) store_add_scale(p);
+    return p;
+}
+
 typedef struct Place { int item; uint64_t at; } Place;
 typedef struct Part { const UploadItem *item; uint64_t at, bytes; } Part;
 

@@ -7,6 +7,10 @@
 
 #include "backend/backend.h"
 #include "engine/bind.h"
+#include "engine/store.h"
+
+// Declares a weight that is there (pieces) in a store, with its scale where the device multiplies by one.
+Param *store_add_bound(Store *store, const BoundWeight *weight);
 
 // weight->bytes bytes go to `offset` of `buffer`.
 typedef struct UploadItem {

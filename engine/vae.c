@@ -19,6 +19,7 @@ struct VaeRun {
     VaeSpec spec;
     const VaeHalf *half;
     Store *store;
+    Param **weight; // [half->count]; NULL: missing
     Run *run;
     Plan *plan;
     Graph *graph;
@@ -130,17 +131,10 @@ static bool plan_tiles(VaeRun *r, int tile, Error *err) {
     return r->plan != NULL;
 }
 
-// Tensors in the order of the half's weights; the scale of a packed one behind it.
 static void add_weights(VaeRun *r) {
-    for (int i = 0; i < r->half->count; i++) {
-        const BoundWeight *b = &r->half->weight[i];
-        if (!b->pieces) continue;
-        store_add(r->store, b->name, b->dtype, b->ndim, b->shape);
-        if (b->scale == 1) continue;
-        char *name = mem_printf(NULL, "%s.scale", b->name);
-        store_add(r->store, name, DT_F32, DIMS(1));
-        mem_free(name);
-    }
+    r->weight = MEM_ARRAY(r, Param *, MAX(r->half->count, 1));
+    for (int i = 0; i < r->half->count; i++)
+        if (r->half->weight[i].pieces) r->weight[i] = store_add_bound(r->store, &r->half->weight[i]);
 }
 
 static bool check_spec(const Vae *vae, const VaeSpec *s, Error *err) {
@@ -274,12 +268,11 @@ static bool load_weights(VaeRun *r, const Cancel *cancel, Error *err) {
     int count = r->half->count, items = 0;
     UploadItem *item = MEM_ARRAY(NULL, UploadItem, MAX(count, 1));
     bool ok = true;
-    for (int i = 0, next = 0; ok && i < count; i++) {
+    for (int i = 0; ok && i < count; i++) {
         const BoundWeight *b = &r->half->weight[i];
-        if (!b->pieces) continue;
-        const Param *p = store_at(r->store, next++);
-        item[items++] = (UploadItem){b, p->buffer, p->offset};
-        if (b->scale != 1) ok = param_write(store_at(r->store, next++), DT_F32, &b->scale, err);
+        Param *p = r->weight[i];
+        if (p) item[items++] = (UploadItem){b, p->buffer, p->offset};
+        if (p && p->scale) ok = param_write(p->scale, DT_F32, &b->scale, err);
     }
     ok = ok && upload_weights(item, items, go_on, (void *)(uintptr_t)cancel, err);
     mem_free(item);
