@@ -608,6 +608,36 @@ static void test_bad_graphs(void **state) {
     toy_free(toy);
 }
 
+// The table's product with its scale at `scale`: y alone; whether it streamed.
+static bool scaled_product(float scale, bool streamed, Out *out) {
+    Error err = {0};
+    Toy *toy = toy_new("cpu", NULL, DT_F8_E4M3, DT_F32);
+    toy->bound[BLOCKS * PER_BLOCK].scale = scale;
+    Stack *s = stack_new(toy, toy->dev, &toy->spec, 0, &err);
+    uint64_t least = stack_memory(s).smallest_peak;
+    stack_free(s);
+    s = stack_new(toy, toy->dev, &toy->spec, streamed ? least : 0, &err);
+    CHECK(s);
+    CHECK(stack_prepare(s, &err));
+    start(toy);
+    CHECK(stack_run(s, &(StackPass){.first = BLOCKS, .count = 1}, &err));
+    finish(toy, out);
+    bool resident = stack_unit_resident(s, BLOCKS);
+    stack_free(s);
+    toy_free(toy);
+    return !resident;
+}
+
+static void test_scales(void **state) {
+    (void)state;
+    Out plain, scaled;
+    assert_false(scaled_product(1, false, &plain));
+    for (int streamed = 0; streamed < 2; streamed++) {
+        assert_int_equal(scaled_product(0.25f, streamed, &scaled), streamed);
+        for (int i = 0; i < TOKENS * WIDTH; i++) assert_true(scaled.y[i] == 0.25f * plain.y[i]); // exact
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_streamed_is_resident), cmocka_unit_test(test_budgets),
@@ -615,6 +645,7 @@ int main(void) {
         cmocka_unit_test(test_failing_allocations),  cmocka_unit_test(test_failing_reads),
         cmocka_unit_test(test_lost_device),          cmocka_unit_test(test_bad_graphs),
         cmocka_unit_test(test_reads_ahead),          cmocka_unit_test(test_uploads_overlap_work),
+        cmocka_unit_test(test_scales),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
