@@ -267,6 +267,10 @@ void json_put_raw(JsonOut *w, const char *json) {
 }
 
 void json_put_string(JsonOut *w, const char *text) {
+    if (!text) {
+        json_put_null(w);
+        return;
+    }
     begin_value(w);
     append_quoted(w, text);
 }

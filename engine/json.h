@@ -65,10 +65,10 @@ typedef struct JsonOut {
 void json_open(JsonOut *w, char bracket);  // '{' or '['
 void json_close(JsonOut *w, char bracket); // '}' or ']'
 void json_key(JsonOut *w, const char *name);
-void json_put_string(JsonOut *w, const char *text);
+void json_put_string(JsonOut *w, const char *text); // NULL: null
 void json_put_uint(JsonOut *w, uint64_t v);
 void json_put_int(JsonOut *w, int64_t v);
-void json_put_number(JsonOut *w, double v); // shortest text that reads back as v
+void json_put_number(JsonOut *w, double v); // shortest text that reads back as v; null where it is not finite
 void json_put_bool(JsonOut *w, bool v);
 void json_put_null(JsonOut *w);
 void json_put_raw(JsonOut *w, const char *json); // a whole value that is JSON already

@@ -112,6 +112,7 @@ static void writes_values(void **state) {
     json_put_bool(&w, true);
     json_put_bool(&w, false);
     json_put_null(&w);
+    json_put_string(&w, NULL);
     json_open(&w, '[');
     json_close(&w, ']');
     json_open(&w, '{');
@@ -124,7 +125,7 @@ static void writes_values(void **state) {
     assert_string_equal(w.text,
                         "{\"a\\\"b\\\\\":\"line\\n\\ttab \\u0001\\u007f\xc3\xa9 \xef\xbf\xbd\","
                         "\"list\":[18446744073709551615,-9223372036854775808,0.1,0.0003,null,null,"
-                        "true,false,null,[],{},[1]],\"end\":0}");
+                        "true,false,null,null,[],{},[1]],\"end\":0}");
     assert_int_equal(w.n, strlen(w.text));
     Error err = {0};
     Json *j = json_parse(w.text, w.n, "written", &err);

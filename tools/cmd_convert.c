@@ -70,9 +70,7 @@ static bool print_json(const ConvertModel *m, const char *path, const ConvertRep
     JsonOut w = {0};
     json_open(&w, '{');
     json_key(&w, "output"), json_put_string(&w, path);
-    json_key(&w, "architecture");
-    if (m->architecture) json_put_string(&w, m->architecture);
-    else json_put_null(&w);
+    json_key(&w, "architecture"), json_put_string(&w, m->architecture);
     json_key(&w, "content"), json_put_string(&w, m->what);
     json_key(&w, "tensors"), json_put_int(&w, r->tensors);
     json_key(&w, "bytes"), json_put_uint(&w, r->bytes);

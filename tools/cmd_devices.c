@@ -92,9 +92,7 @@ static bool put_choice(void *user, const RowChoice *r, Error *err) {
     json_open(w, '{');
     json_key(w, "op"), json_put_string(w, r->op);
     json_key(w, "types"), json_put_string(w, r->types);
-    json_key(w, "row");
-    if (r->row) json_put_string(w, r->row);
-    else json_put_null(w);
+    json_key(w, "row"), json_put_string(w, r->row);
     json_key(w, "why"), json_put_string(w, r->why);
     json_close(w, '}');
     return true;

@@ -47,12 +47,6 @@ static const Weights *next_set(const Inspected *in, int k) { // of part k, once 
     return in->part[k].weights;
 }
 
-static void put_text(JsonOut *w, const char *key, const char *text) {
-    json_key(w, key);
-    if (text) json_put_string(w, text);
-    else json_put_null(w);
-}
-
 static void put_tensors(JsonOut *w, const Inspected *in) {
     json_key(w, "tensor_list"), json_open(w, '[');
     for (int k = 0; k < in->parts; k++) {
@@ -103,14 +97,14 @@ static void put_plan(JsonOut *w, const InspectPlan *p) {
 static bool print_json(const Inspected *in, const InspectPlan *p, bool tensors, Error *err) {
     JsonOut w = {0};
     json_open(&w, '{');
-    put_text(&w, "path", in->path);
-    put_text(&w, "architecture", in->architecture);
-    put_text(&w, "variant", in->variant);
+    json_key(&w, "path"), json_put_string(&w, in->path);
+    json_key(&w, "architecture"), json_put_string(&w, in->architecture);
+    json_key(&w, "variant"), json_put_string(&w, in->variant);
     json_key(&w, "parts"), json_open(&w, '[');
     for (int i = 0; i < in->parts; i++) {
         json_open(&w, '{');
         json_key(&w, "name"), json_put_string(&w, in->part[i].name);
-        put_text(&w, "path", in->part[i].path);
+        json_key(&w, "path"), json_put_string(&w, in->part[i].path);
         json_key(&w, "format"), json_put_string(&w, weights_format(in->part[i].weights));
         json_key(&w, "tensors"), json_put_int(&w, in->part[i].tensors);
         json_key(&w, "bytes"), json_put_uint(&w, in->part[i].bytes);

@@ -166,9 +166,7 @@ static bool report_json(const Job *j, Error *err) {
     json_key(&w, "height"), json_put_int(&w, j->picture ? j->picture->height : j->height);
     if (j->picture && j->decoded) {
         json_key(&w, "mse"), json_put_number(&w, j->mse);
-        json_key(&w, "psnr");
-        if (j->mse > 0) json_put_number(&w, -10 * log10(j->mse));
-        else json_put_null(&w);
+        json_key(&w, "psnr"), json_put_number(&w, -10 * log10(j->mse)); // the same picture: null
     }
     json_key(&w, "tiles"), json_put_int(&w, j->memory.tiles_x * j->memory.tiles_y);
     json_key(&w, "tile_width"), json_put_int(&w, j->memory.tile_width);
