@@ -90,39 +90,71 @@ static void check_items(const UploadItem *item) {
     }
 }
 
-static bool add(void *user, uint64_t moved) { return *(uint64_t *)user += moved, true; }
+// What of this process is in memory: of files that are mapped, and its own; 0: the system does not say.
+typedef struct Held { uint64_t files, own; } Held;
 
-// Bytes of files that are mapped and in this process's memory; 0: the system does not say.
-static uint64_t mapped(void) {
-    unsigned long long all, resident, files = 0;
+static Held held(void) {
+    unsigned long long all, resident = 0, files = 0;
     FILE *f = fopen("/proc/self/statm", "r");
-    if (!f) return 0;
-    if (fscanf(f, "%llu %llu %llu", &all, &resident, &files) != 3) files = 0;
+    if (!f) return (Held){0};
+    if (fscanf(f, "%llu %llu %llu", &all, &resident, &files) != 3) resident = files = 0;
     fclose(f);
-    return files * (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (Held){files * page, (resident - files) * page};
+}
+
+typedef struct Watch { uint64_t moved; Held most; } Watch;
+
+static bool watch(void *user, uint64_t moved) {
+    Watch *w = user;
+    Held now = held();
+    w->moved += moved;
+    w->most.files = MAX(w->most.files, now.files);
+    w->most.own = MAX(w->most.own, now.own);
+    return true;
+}
+
+// All of it there, so that only what an upload itself takes comes on top.
+static void touch(const UploadItem *item) {
+    Error err = {0};
+    for (int i = 0; i < COUNT; i++)
+        CHECK(dev_fill(item[i].buffer, 0, buf_size(item[i].buffer) / 4 * 4, 0, &err));
 }
 
 static void test_types(void **state) {
     (void)state;
     static const DType types[] = {DT_COUNT, DT_F32, DT_F16, DT_Q8_0};
-    World *x = world_new();
     for (size_t k = 0; k < COUNT_OF(types); k++) {
         Error err = {0};
+        World *x = world_new(); // whose file no one has read
         BoundWeight *bound = bind_weights(x, x->w, x->want, COUNT, &(BindOptions){.type = types[k]}, &err);
         CHECK(bound);
         UploadItem *item = items_new(x, bound);
-        uint64_t moved = 0, bytes = 0, before = mapped();
+        touch(item);
+        Watch seen = {0};
+        Held before = held();
+        uint64_t bytes = 0, each = UINT64_C(6) << 20; // of a thread, 2 MiB and less at a time
         for (int i = 0; i < COUNT; i++) bytes += bound[i].bytes;
         upload_soon(item, COUNT);
-        CHECK(upload_weights(item, COUNT, add, &moved, &err));
-        assert_int_equal(moved, bytes);
-        if (!before) print_message("SKIP: mapped memory is not known here\n");
-        else if (mapped() > before + (4 << 20))
-            fail_msg("%d MiB stay mapped", (int)((mapped() - before) >> 20));
+        CHECK(upload_weights(item, COUNT, watch, &seen, &err));
+        assert_int_equal(seen.moved, bytes);
+        uint64_t room = each * (uint64_t)MIN(dev_threads(x->dev), 6);
+        if (!before.files) print_message("SKIP: what is in memory is not known here\n");
+        else if (seen.most.files > before.files + room)
+            fail_msg("%d MiB were mapped at a time", (int)((seen.most.files - before.files) >> 20));
+        else if (held().files > before.files + (4 << 20))
+            fail_msg("%d MiB stay mapped", (int)((held().files - before.files) >> 20));
+        print_message("    %s: %.1f MiB of the file, %.1f MiB beside\n", dtype_name(bound[0].dtype),
+                      (double)(int64_t)(seen.most.files - before.files) / (1 << 20),
+                      (double)(int64_t)(seen.most.own - before.own) / (1 << 20));
+#ifndef __SANITIZE_ADDRESS__
+        if (before.own && seen.most.own > before.own + room)
+            fail_msg("%d MiB beside the device's", (int)((seen.most.own - before.own) >> 20));
+#endif
         check_items(item);
         items_free(item);
+        world_free(x);
     }
-    world_free(x);
 }
 
 // A file in memory of the caller's looks like a mapping: it must not be given away.
