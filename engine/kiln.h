@@ -59,7 +59,8 @@ typedef struct KilnProgress {
     const char *stage; // generate: "load", "sample", or "text", "encode", "schedule", "denoise",
                        // "decode"; train: "data", "train", "validate", "samples",
                        // "checkpoint"
-    int64_t done, total; // steps (data: pictures)
+    int64_t done, total; // steps; "load" MiB, "text" and "schedule" blocks, "encode" and "decode" tiles,
+                         // "data" pictures; total 0: not known
     double seconds_left; // 0: not known yet
     // Training:
     int epoch, epochs;   // from 1
@@ -163,7 +164,7 @@ typedef struct KilnRequest {
     int steps;              // 1..10000
     double cfg_scale;       // classifier-free guidance; 1: none, in half the time
     // Text models:
-    const char *negative_prompt; // counts where cfg_scale is above 1; NULL: empty
+    const char *negative_prompt; // counts where cfg_scale is not 1; NULL: empty
     bool prompt_weights;    // read (word:1.3), [word] and BREAK as A1111 does; else they are plain text
     int t5_tokens;          // length of T5's text; 0: the model's
     double guidance;        // the distilled guidance of FLUX dev

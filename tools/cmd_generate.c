@@ -36,7 +36,7 @@ static const Option options[] = {
     {.name = "prompt", .letter = 'p', .kind = OPT_TEXT, V(prompt), .value = "TEXT", .group = "picture",
      .help = "What the picture shows. @FILE reads a file, - standard input. May be empty."},
     {.name = "negative-prompt", .letter = 'n', .kind = OPT_TEXT, V(negative), .value = "TEXT",
-     .help = "What it should not show; counts with --cfg-scale above 1."},
+     .help = "What it should not show; counts with a --cfg-scale other than 1."},
     {.name = "prompt-weights", .kind = OPT_FLAG, V(prompt_weights),
      .help = "Read (word:1.3), [word] and BREAK as A1111 does; the weights scale T5's states. Without it "
              "FLUX takes them as plain text."},
