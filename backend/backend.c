@@ -239,6 +239,10 @@ bool dev_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, E
     return size == 0 || dst->dev->impl->upload(dst, offset, data, size, err);
 }
 
+void *dev_upload_place(Buffer *dst, uint64_t offset, uint64_t size) {
+    return check_range(dst, offset, size, NULL) ? dst->dev->impl->place(dst, offset) : NULL;
+}
+
 bool dev_fill(Buffer *dst, uint64_t offset, uint64_t size, uint32_t pattern, Error *err) {
     if (!check_range(dst, offset, size, err)) return false;
     if (offset % 4 || size % 4)

@@ -83,6 +83,9 @@ bool dev_fill(Buffer *dst, uint64_t offset, uint64_t size, uint32_t pattern, Err
 // host sees, else by a transfer queue of its own (or the one queue, in turn) through bounded staging
 // that dev_info counts in staging_bytes; several uploads at once take turns.
 bool dev_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
+// Where dev_upload would copy to, if that is all it does, for what need not be made elsewhere first.
+// The same conditions; reading there may be slow. NULL: no such place, dev_upload takes or refuses it.
+void *dev_upload_place(Buffer *dst, uint64_t offset, uint64_t size);
 
 // ---- programs ---------------------------------------------------------------------------------
 // A program is a fixed list of op calls, checked, bound to kernels and recorded once (Vulkan:

@@ -9,6 +9,7 @@
 #include "backend/quant.h"
 
 static float get_f16(const uint8_t *b) { return f32_from_f16((uint16_t)(b[0] | b[1] << 8)); }
+INLINE vf get_scale(const uint8_t *b) { return from_f16(viset(b[0] | b[1] << 8)); }
 
 // y = (q - zero) scale, n elements; q as whole numbers from 0.
 INLINE void scaled(float *y, const uint8_t *q, int n, int zero, float scale) {
@@ -44,9 +45,8 @@ INLINE void add_fifth_bits(const uint8_t *high, uint8_t *q) {
 }
 
 static void decode_q8_0(const uint8_t *b, float *y) {
-    uint8_t q[32];
-    for (int i = 0; i < 32; i++) q[i] = b[2 + i] ^ 128; // signed bytes, from 0
-    scaled(y, q, 32, 128, get_f16(b));
+    vf scale = get_scale(b);
+    for (int i = 0; i < 32; i += W) vstore(y + i, CONVERT(load_signed_vb(b + 2 + i), vf) * scale);
 }
 
 static void decode_q4_0(const uint8_t *b, float *y) {

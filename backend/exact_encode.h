@@ -177,7 +177,7 @@ INLINE vf fit_scale(const Codes c, const float (*x)[SIDE], int at, int n) {
                 vf u = vload(&x[i][at]), v = u * id;
                 v = c.book ? nearest_value(v) : round_in(v, (float)c.lo, (float)c.hi);
                 xv[i % 8] += u * v;
-                vv[i % 2] += v * v;
+                vv[i % 2] = vmac_whole(v, v, vv[i % 2]);
             }
             vf a = sum_parts(xv), b = vv[0] + vv[1];
             vf gain = vselect(b > 0, a * a / b, vset(0)); // how much of sum x^2 is explained
@@ -190,21 +190,42 @@ INLINE vf fit_scale(const Codes c, const float (*x)[SIDE], int at, int n) {
 }
 
 INLINE bool any_lane(vi mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#else
     int32_t seen = 0;
     for (int l = 0; l < W; l++) seen |= mask[l];
     return seen;
+#endif
 }
 
-// What the fits of scale and minimum to one rounding know: of the codes q the sums of q, q^2, q x,
-// and that of x.
-typedef struct MinSums { vf q1, q2, qx, sx; } MinSums;
+// What the fits of scale and minimum to one rounding know: of the codes q the sums of q, q^2 and q x.
+typedef struct MinSums { vf q1, q2, qx; } MinSums;
+
+// Of codes 0..top, the nearest to above * id. `clamp`: some may be larger. Nothing is below 0, and
+// sums with NaN are never better.
+INLINE MinSums sum_codes(const float (*x)[SIDE], int at, const vf *above, int n, vf id, int top,
+                         bool clamp) {
+    vf q1[2] = {0}, q2[2] = {0}, qx[8] = {0}; // q1, q2: whole numbers, any order
+#pragma GCC unroll 32
+    for (int i = 0; i < n; i++) {
+        vf q = above[i] * id;
+        if (clamp) q = vmin(q, vset((float)top));
+        q = (q + 0x1.8p23f) - 0x1.8p23f;
+        q1[i % 2] += q;
+        q2[i % 2] = vmac_whole(q, q, q2[i % 2]);
+        qx[i % 8] += q * vload(&x[i][at]);
+    }
+    return (MinSums){q1[0] + q1[1], q2[0] + q2[1], sum_parts(qx)};
+}
 
 // Where the sum (s q - m - x)^2 (less sum x^2, of n terms) is below the best so far.
-INLINE vi is_better(vf s, vf m, const MinSums *sum, int n, vd best[2]) {
+INLINE vi is_better(vf s, vf m, const MinSums *sum, vf sum_x, int n, vd best[2]) {
     float f[6][W];
     vstore(f[0], s), vstore(f[1], m), vstore(f[2], sum->q1);
-    vstore(f[3], sum->q2), vstore(f[4], sum->qx), vstore(f[5], sum->sx);
+    vstore(f[3], sum->q2), vstore(f[4], sum->qx), vstore(f[5], sum_x);
     int32_t mask[W];
+#pragma GCC unroll 2
     for (int h = 0; h < 2; h++) {
         const int at = h * W / 2;
         vd ds = vwiden(f[0] + at), dm = vwiden(f[1] + at), q1 = vwiden(f[2] + at);
@@ -224,30 +245,28 @@ INLINE vi is_better(vf s, vf m, const MinSums *sum, int n, vd best[2]) {
 // x ~ scale q - min with q in 0..top and both not negative. Of W sub-blocks from lane `at` on.
 INLINE void fit_scale_min(const float (*x)[SIDE], int at, int n, int top, float *scale,
                           float *min) {
-    vf lo = vset(0), hi = vset(0), above[SUB_MAX];
-    MinSums sum = {.sx = vset(0)};
+    enum { FIRST = -4, LAST = 8 };
+    vf lo = vset(0), hi = vset(0), sx = vset(0), above[SUB_MAX];
     for (int i = 0; i < n; i++) {
         vf v = vload(&x[i][at]);
-        lo = vmin(v, lo), hi = vmax(v, hi), sum.sx += v;
+        lo = vmin(v, lo), hi = vmax(v, hi), sx += v;
     }
     for (int i = 0; i < n; i++) above[i] = vload(&x[i][at]) - lo;
     vf range = hi - lo, s_best = range / (float)top, m_best = -lo;
-    vd best[2] = {(vd){0} + INFINITY, (vd){0} + INFINITY};
-    for (int step = -4; step <= 8; step++) {
+    // First all sums, then all fits: the latter wait for divisions, many of them at a time.
+    MinSums sums[LAST - FIRST + 1];
+    for (int step = FIRST; step <= LAST; step++) {
         vf id = vset((float)top + 0.1f * (float)step * (float)MIN(top, 8)) / range;
-        vf q1[2] = {0}, q2[2] = {0}, qx[8] = {0}; // q1, q2: whole numbers, any order
-#pragma GCC unroll 32
-        for (int i = 0; i < n; i++) {
-            vf q = round_in(above[i] * id, 0, (float)top);
-            q1[i % 2] += q;
-            q2[i % 2] += q * q;
-            qx[i % 8] += q * vload(&x[i][at]);
-        }
-        sum.q1 = q1[0] + q1[1], sum.q2 = q2[0] + q2[1], sum.qx = sum_parts(qx);
+        sums[step - FIRST] = step > 0 ? sum_codes(x, at, above, n, id, top, true)
+                                      : sum_codes(x, at, above, n, id, top, false);
+    }
+    vd best[2] = {(vd){0} + INFINITY, (vd){0} + INFINITY};
+    for (int k = 0; k <= LAST - FIRST; k++) {
+        MinSums sum = sums[k];
         // Not above 0: all codes are equal, and the ends of the range do.
         vf det = (float)n * sum.q2 - sum.q1 * sum.q1;
-        vf s = ((float)n * sum.qx - sum.q1 * sum.sx) / det;
-        vf m = (sum.q1 * sum.qx - sum.q2 * sum.sx) / det;
+        vf s = ((float)n * sum.qx - sum.q1 * sx) / det;
+        vf m = (sum.q1 * sum.qx - sum.q2 * sx) / det;
         vi below = m < 0;
         if (any_lane(below)) {
             s = vselect(below, sum.qx / sum.q2, s);
@@ -255,7 +274,7 @@ INLINE void fit_scale_min(const float (*x)[SIDE], int at, int n, int top, float 
         }
         // Lanes without a fit get NaN, which is never better.
         s = vselect((det > 0) & (s > 0), s, vset(NAN));
-        vi better = is_better(s, m, &sum, n, best);
+        vi better = is_better(s, m, &sum, sx, n, best);
         s_best = vselect(better, s, s_best);
         m_best = vselect(better, m, m_best);
     }

@@ -35,6 +35,17 @@ INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
 INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
 #endif
 
+// a b + c of whole numbers so small that nothing is rounded: one instruction may do it.
+INLINE vf vmac_whole(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
 // Lanes l and l ^ n trade places, n a power of two.
 INLINE vf vswap(vf v, int n) {
 #if defined(__AVX512F__)
@@ -143,7 +154,18 @@ INLINE vi to_e5m2_within(vf x) { return to_e5m2(within(x, 57344)); }
 
 #define CONVERT __builtin_convertvector
 INLINE vi load_vh(const void *p) { vh h; memcpy(&h, p, sizeof h); return CONVERT(h, vi); }
-INLINE vi load_vb(const void *p) { vb b; memcpy(&b, p, sizeof b); return CONVERT(b, vi); }
+INLINE vi load_vb(const void *p) { // where it knows the bytes as a part of more, gcc takes them one by one
+#if defined(__AVX512F__)
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(p));
+#elif defined(__AVX2__)
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(p));
+#else
+    vb b;
+    memcpy(&b, p, sizeof b);
+    return CONVERT(b, vi);
+#endif
+}
+INLINE vi load_signed_vb(const void *p) { return (load_vb(p) ^ 128) - 128; }
 INLINE void store_vh(void *p, vi v) { vh h = CONVERT(v, vh); memcpy(p, &h, sizeof h); }
 INLINE void store_vb(void *p, vi v) { // the lowest bytes
 #if defined(__SSE2__) && !defined(__AVX512F__) // where gcc makes single bytes of the conversion

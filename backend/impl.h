@@ -22,6 +22,7 @@ typedef struct DeviceImpl {
     bool (*read)(Buffer *src, uint64_t offset, void *data, uint64_t size, Error *err);
     // Called from any thread, at any time between open and close.
     bool (*upload)(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
+    void *(*place)(Buffer *dst, uint64_t offset); // as upload; NULL where the host writes nothing itself
     bool (*fill)(Buffer *dst, uint64_t offset, uint64_t size, uint32_t pattern, Error *err);
     // prog->steps (calls, barriers, chosen rows) are set; fills prog->state.
     bool (*prog_init)(Program *prog, Error *err);

@@ -62,14 +62,14 @@ static bool move_part(const Part *p, uint8_t **chunk, uint64_t chunk_bytes, Erro
     for (uint64_t done = 0, n; done < p->bytes; done += n) {
         n = p->bytes - done;
         const void *data = bound_data(b, p->at + done, &n);
-        if (!data) {
-            if (!*chunk && !(*chunk = os_block_new(chunk_bytes)))
-                return err_failed(err, "host memory: expected %llu bytes, found less; close other programs",
-                                  (unsigned long long)chunk_bytes);
-            if (!bound_read(b, p->at + done, *chunk, n, err)) return err_prefix(err, "%s", b->name);
-            data = *chunk;
-        }
-        if (!dev_upload(p->item->buffer, p->item->offset + p->at + done, data, n, err)) return false;
+        uint64_t to = p->item->offset + p->at + done;
+        void *place = data ? NULL : dev_upload_place(p->item->buffer, to, n);
+        if (!data && !place && !*chunk && !(*chunk = os_block_new(chunk_bytes)))
+            return err_failed(err, "host memory: expected %llu bytes, found less; close other programs",
+                              (unsigned long long)chunk_bytes);
+        if (!data && !bound_read(b, p->at + done, place ? place : *chunk, n, err))
+            return err_prefix(err, "%s", b->name);
+        if (!place && !dev_upload(p->item->buffer, to, data ? data : *chunk, n, err)) return false;
     }
     bound_advise(b, p->at, p->bytes, MAP_DONE);
     return true;

@@ -514,6 +514,12 @@ static void test_transfers(void **state) {
         memmove(data + 3, data + 99, SIZE - 99 - 3);
         assert_true(dev_read(b, 0, back, SIZE - 99, &err));
         assert_memory_equal(data, back, SIZE - 99);
+        uint8_t *place = dev_upload_place(b, 5, 3);
+        assert_true(place || dev_info(dev)->kind != DEV_CPU); // the host's memory is such a place
+        if (place) memcpy(place, "abc", 3), memcpy(data + 5, "abc", 3);
+        assert_true(dev_read(b, 0, back, 16, &err));
+        assert_memory_equal(data, back, 16);
+        assert_null(dev_upload_place(b, SIZE - 3, 4));
         assert_true(dev_write(b, SIZE, data, 0, &err)); // nothing, at the end
         assert_true(dev_upload(b, SIZE, data, 0, &err));
         assert_false(dev_upload(b, SIZE - 3, data, 4, &err));

@@ -217,6 +217,8 @@ static bool buf_read(Buffer *src, uint64_t offset, void *data, uint64_t n, Error
     return true;
 }
 
+static void *buf_place(Buffer *dst, uint64_t offset) { return host(dst, offset); }
+
 // Not ordered against programs, so that it may come from any thread.
 static bool buf_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t n, Error *err) {
     (void)err;
@@ -251,7 +253,8 @@ static bool row_fits(const Device *dev, int row, const OpCall *call, char why[12
 const DeviceImpl cpu_impl = {
     .backend = "cpu", .list = cpu_list, .open = cpu_open, .close = cpu_close,
     .buf_init = buf_init, .buf_done = buf_done, .write = buf_write, .read = buf_read,
-    .upload = buf_upload, .fill = buf_fill, .prog_init = prog_init, .prog_done = prog_done,
+    .upload = buf_upload, .place = buf_place, .fill = buf_fill,
+    .prog_init = prog_init, .prog_done = prog_done,
     .prog_bytes_for = no_bytes, .submit = submit, .wait = flush,
     .row_count = row_count, .row_name = row_name, .row_fits = row_fits,
 };
@@ -259,7 +262,8 @@ const DeviceImpl cpu_impl = {
 const DeviceImpl ref_impl = {
     .backend = "ref", .list = ref_list, .open = ref_open, .close = cpu_close,
     .buf_init = buf_init, .buf_done = buf_done, .write = buf_write, .read = buf_read,
-    .upload = buf_upload, .fill = buf_fill, .prog_init = prog_init_plain, .prog_done = prog_done,
+    .upload = buf_upload, .place = buf_place, .fill = buf_fill,
+    .prog_init = prog_init_plain, .prog_done = prog_done,
     .prog_bytes_for = no_bytes, .submit = submit, .wait = flush,
     .row_count = row_count, .row_name = row_name, .row_fits = row_fits,
 };

@@ -260,7 +260,7 @@ const DeviceImpl vulkan_impl = {
     .write = vk_write,
     .read = vk_read,
     .fill = vk_fill,
-    .upload = vk_upload,
+    .upload = vk_upload, .place = vk_place,
     .prog_init = vk_prog_init,
     .prog_done = vk_prog_done,
     .prog_bytes_for = vk_prog_bytes_for,

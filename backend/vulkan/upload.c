@@ -75,6 +75,11 @@ static bool send(VkState *s, VkBuffer dst, uint64_t offset, const void *data, ui
     return true;
 }
 
+void *vk_place(Buffer *dst, uint64_t offset) {
+    const Allocation *a = dst->state;
+    return a->mapped ? a->mapped + offset : NULL;
+}
+
 bool vk_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err) {
     VkState *s = vk_state(dst->dev);
     const Allocation *a = dst->state;

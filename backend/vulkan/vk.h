@@ -188,6 +188,7 @@ bool queue_objects(VkState *s, uint32_t family, VkCommandPool *commands, VkSemap
 bool uploads_open(VkState *s, Error *err); // after staging_open
 void uploads_close(VkState *s);
 bool vk_upload(Buffer *dst, uint64_t offset, const void *data, uint64_t size, Error *err);
+void *vk_place(Buffer *dst, uint64_t offset);
 
 // pipeline.c
 bool pipelines_open(VkState *s, Error *err);
