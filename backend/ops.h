@@ -101,8 +101,7 @@ typedef struct OpInfo {
 extern const OpInfo op_info[OP_COUNT];
 
 // Everything that can be checked without a device: required operands, types, shapes, strides,
-// extents inside the buffers (`buffer_size` may be NULL: not checked), outputs that overlap
-// inputs in any but the element-by-element way.
+// extents inside the buffers, outputs that overlap inputs in any but the element-by-element way.
 bool op_check(const OpCall *call, Error *err);
 
 int64_t ref_count(const TensorRef *t);    // elements
