@@ -41,6 +41,8 @@ bool out_seek(OutFile *out, uint64_t offset, Error *err);
 bool out_commit(OutFile *out, Error *err);
 void out_abort(OutFile *out); // NULL is allowed
 bool os_write_file(const char *path, const void *data, size_t n, Error *err); // the three at once
+// Could it be opened so? Leaves nothing behind; pipes are not tried, for who reads them would see an end.
+bool out_check(const char *path, Error *err);
 bool os_make_dir(const char *path, Error *err); // one; true when something of that name is there
 bool os_make_dirs(const char *path, Error *err);
 bool os_remove(const char *path, Error *err);

@@ -106,6 +106,14 @@ static bool flush_buffer(OutFile *out, Error *err) {
     return !n || raw_write(out->file, out->buffer, n, out->path, err);
 }
 
+bool out_check(const char *path, Error *err) {
+    // Only a file beside the target shows whether it can be written (permissions, read-only disks).
+    if (raw_is_pipe(path)) return true;
+    OutFile *probe = out_open(NULL, path, err);
+    out_abort(probe);
+    return probe != NULL;
+}
+
 bool out_write(OutFile *out, const void *data, size_t n, Error *err) {
     if (n > OUT_BUFFER - out->used && !flush_buffer(out, err)) return false;
     if (n >= OUT_BUFFER) return raw_write(out->file, data, n, out->path, err);

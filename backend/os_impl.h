@@ -24,6 +24,7 @@ bool raw_open_read(RawFile *f, const char *path, uint64_t *size, Error *err);
 int64_t raw_read(RawFile f, void *data, size_t n, const char *path, Error *err);
 TempResult raw_create(RawFile *f, const char *temp, const char *target, Error *err);
 bool raw_open_device(RawFile *f, const char *path, bool *is_device, Error *err);
+bool raw_is_pipe(const char *path);
 bool raw_write(RawFile f, const void *data, size_t n, const char *path, Error *err);
 bool raw_seek(RawFile f, uint64_t offset, const char *path, Error *err);
 bool raw_sync(RawFile f, const char *path, Error *err);

@@ -26,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { MAX_LINKS = 40 }; // as Linux follows
+
 bool os_is_separator(char c) { return c == '/'; }
 
 static bool fail_errno(Error *err, const char *path, const char *expected, const char *hint) {
@@ -149,8 +151,8 @@ char *os_cache_dir(void *parent) {
 TempResult raw_create(RawFile *f, const char *temp, const char *target, Error *err) {
     struct stat st, old;
     bool replaces = stat(target, &old) == 0;
-    if (!replaces && errno == ENAMETOOLONG) { // the temporary name alone may fit
-        fail_errno(err, target, "a name that its folder can hold", "choose a shorter one");
+    if (!replaces && (errno == ENAMETOOLONG || errno == ELOOP)) { // the temporary name alone may do
+        fail_errno(err, target, "a name that its folder can hold", "choose another");
         return TEMP_FAILED;
     }
     *f = open(temp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -174,8 +176,16 @@ bool raw_open_device(RawFile *f, const char *path, bool *is_device, Error *err) 
     struct stat st;
     *is_device = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
     if (!*is_device) return true;
-    *f = open(path, O_WRONLY | O_CLOEXEC);
-    return *f >= 0 || fail_errno(err, path, "a device that can be written", OTHER_PLACE);
+    // A pipe that nobody reads is refused, not waited for.
+    *f = open(path, O_WRONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*f < 0) return fail_errno(err, path, "a device that can be written", OTHER_PLACE);
+    (void)fcntl(*f, F_SETFL, fcntl(*f, F_GETFL) & ~O_NONBLOCK);
+    return true;
+}
+
+bool raw_is_pipe(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISFIFO(st.st_mode);
 }
 
 bool raw_write(RawFile f, const void *data, size_t n, const char *path, Error *err) {
@@ -236,10 +246,16 @@ void raw_remove_if_stale(const char *path) {
 char *raw_resolve(void *parent, const char *path) {
     struct stat st;
     if (lstat(path, &st) != 0 || !S_ISLNK(st.st_mode)) return mem_strdup(parent, path);
-    char *real = realpath(path, NULL);
-    char *copy = mem_strdup(parent, real ? real : path);
+    char *real = realpath(path, NULL), text[4096];
+    char *at = mem_strdup(parent, real ? real : path);
     free(real);
-    return copy;
+    for (int i = 0; i < MAX_LINKS && stat(at, &st) != 0; i++) { // what it leads to is not there yet
+        ssize_t n = readlink(at, text, sizeof text - 1);
+        if (n < 0) break;
+        text[n] = 0;
+        at = text[0] == '/' ? mem_strdup(parent, text) : os_path_join(parent, os_dir_name(parent, at), text);
+    }
+    return at;
 }
 
 bool os_make_dir(const char *path, Error *err) {

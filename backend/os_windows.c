@@ -182,6 +182,8 @@ bool raw_open_device(RawFile *f, const char *path, bool *is_device, Error *err) 
            fail_system(err, path, "a device that can be written", OTHER_PLACE);
 }
 
+bool raw_is_pipe(const char *path) { return !strncmp(path, "\\\\.\\pipe", 8); }
+
 bool raw_write(RawFile f, const void *data, size_t n, const char *path, Error *err) {
     const uint8_t *at = data;
     while (n) {

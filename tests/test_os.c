@@ -6,6 +6,8 @@
 
 #include "tests/scratch.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -92,6 +94,23 @@ static void test_write_errors(void **state) {
         assert_true(out || strstr(err.text, wanted));
         name[length] = 'n';
     }
+    // Links that go round are refused; a pipe that nobody reads is not waited for, nor opened to look.
+    char *ring = os_path_join(dir, dir, "ring"), *pipe = os_path_join(dir, dir, "pipe");
+    assert_int_equal(symlink("ring", ring), 0);
+    assert_false(out_check(ring, &err));
+    assert_non_null(strstr(err.text, "ring: expected a name"));
+    assert_int_equal(mkfifo(pipe, 0600), 0);
+    assert_false(os_write_file(pipe, "x", 1, &err));
+    assert_non_null(strstr(err.text, "pipe: expected a device that can be written"));
+    int reader = open(pipe, O_RDONLY | O_NONBLOCK);
+    struct pollfd end = {.fd = reader};
+    assert_true(out_check(pipe, &err));
+    assert_int_equal(poll(&end, 1, 0), 0); // no writer has come and gone
+    assert_true(os_write_file(pipe, "xyz", 3, &err));
+    char got[4] = {0};
+    assert_int_equal(read(reader, got, 3), 3);
+    assert_string_equal(got, "xyz");
+    close(reader);
     // A full disk: every write fails there.
     if (os_path_kind("/dev/full") == PATH_FILE) {
         assert_false(os_write_file("/dev/full", "x", 1, &err));
@@ -111,6 +130,12 @@ static void test_links_and_modes(void **state) {
     assert_int_equal(symlink("real", name), 0);
     assert_true(os_write_file(name, "new", 3, NULL));
     assert_file(target, "new"); // through the link, which stays
+    char *later = os_path_join(dir, dir, "later"), *first = os_path_join(dir, dir, "first");
+    assert_int_equal(symlink("later", first), 0); // also where it leads to nothing yet
+    assert_true(os_write_file(first, "new", 3, NULL));
+    assert_file(later, "new");
+    struct stat kept;
+    assert_true(lstat(first, &kept) == 0 && S_ISLNK(kept.st_mode));
     struct stat st;
     assert_int_equal(lstat(name, &st), 0);
     assert_true(S_ISLNK(st.st_mode));

@@ -104,10 +104,10 @@ Device *cmd_open_device(const Cmd *cmd, Error *err);
 DeviceOptions cmd_device_options(const Cmd *cmd);
 // --type: the types of weights of dtype.h, and fp8; NULL: DT_COUNT (as in the file). STATUS_USAGE.
 bool cmd_weight_type(const char *name, DType *out, Error *err);
+// Can a picture be saved under the name that this option gave? STATUS_USAGE.
+bool cmd_check_picture(const Cmd *cmd, const char *option, const char *path, Error *err);
 bool cmd_print(Error *err, const char *format, ...) PRINTF_LIKE(2, 3); // to stdout
 bool cmd_print_json(JsonOut *w, Error *err); // one object and a newline; frees w
-// Is `path`'s folder there and writable, so that hours of work are not lost at the end?
-bool cmd_check_output(const char *path, Error *err);
 
 // ---- help (cmd_help.c) ------------------------------------------------------------------------
 bool help_command(const Command *command, Error *err); // `kiln help NAME`, to standard output

@@ -2,6 +2,7 @@
 #include "tools/cmd.h"
 
 #include "backend/os.h"
+#include "engine/image.h"
 
 #include <errno.h>
 
@@ -51,6 +52,12 @@ bool cmd_weight_type(const char *name, DType *out, Error *err) {
     return err_set(err, STATUS_USAGE, "--type: expected one of %s; found \"%.60s\"", known, name);
 }
 
+bool cmd_check_picture(const Cmd *cmd, const char *option, const char *path, Error *err) {
+    return image_can_save(path) ||
+           cmd_usage(cmd, err, "--%s: expected a name that ends with .png, .jpg or .jpeg, found \"%.100s\"",
+                     option, path);
+}
+
 // ---- output -----------------------------------------------------------------------------------
 
 static bool output_failed(Error *err) {
@@ -70,11 +77,4 @@ bool cmd_print_json(JsonOut *w, Error *err) {
         fflush(stdout) == 0;
     json_out_free(w);
     return ok || output_failed(err);
-}
-
-bool cmd_check_output(const char *path, Error *err) {
-    // Only a file beside the target shows whether it can be written (permissions, read-only disks).
-    OutFile *probe = out_open(NULL, path, err);
-    out_abort(probe);
-    return probe != NULL;
 }

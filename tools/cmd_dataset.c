@@ -212,17 +212,14 @@ static bool check(const Cmd *cmd, const Values *v, Error *err) {
         return cmd_usage(cmd, err, "import: expected SRC and DST, found %s alone", v->source);
     if (strcmp(v->action, "preview") != 0) return true;
     if (!v->output) return cmd_usage(cmd, err, "preview: expected -o FILE, found none");
-    return image_can_save(v->output) ||
-           cmd_usage(cmd, err,
-                     "--output: expected a name that ends with .png, .jpg or .jpeg, found "
-                     "\"%.100s\"", v->output);
+    return cmd_check_picture(cmd, "output", v->output, err);
 }
 
 static bool run(Cmd *cmd, const void *values, Error *err) {
     const Values *v = values;
     if (!check(cmd, v, err)) return false;
     bool preview = strcmp(v->action, "preview") == 0;
-    if (preview && !cmd_check_output(v->output, err)) return err_prefix(err, "--output");
+    if (preview && !out_check(v->output, err)) return err_prefix(err, "--output");
     DatasetOptions o = {.strict = v->strict, .test = v->test};
     Dataset *set = dataset_open(cmd->mem, v->source, &o, err);
     if (!set) return false;

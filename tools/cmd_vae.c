@@ -200,10 +200,7 @@ static bool check_options(Cmd *cmd, const Values *v, Error *err) {
     if (!v->output && !v->encode)
         return cmd_usage(cmd, err, "expected -o PICTURE%s, found none",
                          v->input ? " or --encode FILE.npy" : "");
-    if (v->output && !image_can_save(v->output))
-        return cmd_usage(cmd, err, "--output: expected a name that ends with .png, .jpg or .jpeg, found %s",
-                         v->output);
-    return true;
+    return !v->output || cmd_check_picture(cmd, "output", v->output, err);
 }
 
 static bool run_job(Job *j, Error *err) {
@@ -222,7 +219,7 @@ static bool run_job(Job *j, Error *err) {
 static bool run(Cmd *cmd, const void *values, Error *err) {
     const Values *v = values;
     if (!check_options(cmd, v, err)) return false;
-    if ((v->output && !cmd_check_output(v->output, err)) || (v->encode && !cmd_check_output(v->encode, err)))
+    if ((v->output && !out_check(v->output, err)) || (v->encode && !out_check(v->encode, err)))
         return false;
     Job job = {.cmd = cmd, .v = v};
     bool ok = run_job(&job, err);

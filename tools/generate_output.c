@@ -77,10 +77,10 @@ bool job_check_outputs(Job *job, Error *err) {
     for (int i = 0; i < job->path_count; i++)
         job->paths[i] = picture_path(job, i, job->path_count > 1);
     if (job->dump && !os_make_dirs(job->dump, err)) return err_prefix(err, "--dump");
-    if (job->preview && !cmd_check_output(job->preview, err)) return err_prefix(err, "--preview");
+    if (job->preview && !out_check(job->preview, err)) return err_prefix(err, "--preview");
     for (int i = 0; i < job->path_count; i++) { // %d may stand in a folder's name too
         if (i > 0 && same_folder(job->paths[i - 1], job->paths[i])) continue;
-        if (!cmd_check_output(job->paths[i], err)) return err_prefix(err, "--output");
+        if (!out_check(job->paths[i], err)) return err_prefix(err, "--output");
     }
     job->pictures = MEM_ARRAY(job, float, (size_t)job->count * job->numbers);
     return true;
