@@ -177,12 +177,12 @@ static bool run_t5(FluxJob *j, Error *err) {
 static bool write_features(const FluxJob *j, const FluxSchedule *s, Error *err) {
     float *features = MEM_ARRAY(NULL, float, j->shape.steps * FLUX_FEATURES), guidance[FLUX_FEATURES];
     for (int i = 0; i < j->shape.steps; i++)
-        timestep_features_f32(flow_timestep(j->schedule->time[i]) / 1000.0, FLUX_FEATURES,
+        timestep_features_f32(flow_timestep(j->schedule->time[i]), FLUX_FEATURES,
                               features + i * FLUX_FEATURES);
     bool ok = param_write(s->features, DT_F32, features, err);
     mem_free(features);
     if (!ok || !s->guidance) return ok;
-    timestep_features_f32(j->r->guidance, FLUX_FEATURES, guidance);
+    timestep_features_f32((float)j->r->guidance * 1000, FLUX_FEATURES, guidance);
     return param_write(s->guidance, DT_F32, guidance, err);
 }
 

@@ -107,8 +107,8 @@ typedef struct FluxSchedule {
     StackSpec spec; // for stack_new
     Store *state;   // owned
     // To be written before the pass (f32):
-    Param *features;  // [S, 256] timestep_features_f32(t of the step)
-    Param *guidance;  // [1, 256] ..._f32(guidance); NULL where the model has none
+    Param *features;  // [S, 256] timestep_features_f32(1000 t of the step)
+    Param *guidance;  // [1, 256] ..._f32(1000 guidance); NULL where the model has none
     Param *pooled;    // [P, pooled_dim] CLIP's pooled text
     Param *text;      // [P, Tt, J] T5's states
     // Results (f32):

@@ -45,8 +45,8 @@ static FluxConditions *run_schedule(const Case *c, const FluxModel *m, DType com
     float *times = golden(c->scope, c->w, "want.flux.times", NULL);
     float *features = MEM_ARRAY(c->scope, float, c->steps * FLUX_FEATURES), guidance[FLUX_FEATURES];
     for (int i = 0; i < c->steps; i++)
-        timestep_features_f32(times[i], FLUX_FEATURES, features + i * FLUX_FEATURES);
-    timestep_features_f32(3.5, FLUX_FEATURES, guidance);
+        timestep_features_f32(times[i] * 1000, FLUX_FEATURES, features + i * FLUX_FEATURES);
+    timestep_features_f32(3500, FLUX_FEATURES, guidance);
     CHECK(param_write(s->features, DT_F32, features, &err));
     if (s->guidance) CHECK(param_write(s->guidance, DT_F32, guidance, &err));
     CHECK(param_write(s->pooled, DT_F32, golden(c->scope, c->w, "want.flux.pooled", NULL), &err));
@@ -97,7 +97,7 @@ static float *run_steps(const Case *c, const FluxModel *m, DType compute, bool s
 static void velocities_are_those_of_diffusers(void **state) {
     (void)state;
     Error err = {0};
-    const struct { DType compute; double limit; } runs[] = {{DT_F32, 5e-5}, {DT_BF16, 1e-2}, {DT_F16, 1e-2}};
+    const struct { DType compute; double limit; } runs[] = {{DT_F32, 5e-6}, {DT_BF16, 1e-2}, {DT_F16, 1e-2}};
     for (size_t d = 0; d < COUNT_OF(check_devices); d++)
         for (size_t i = 0; i < COUNT_OF(cases); i++) {
             Case c = case_open(check_devices[d], cases[i]);
@@ -288,6 +288,20 @@ static void configurations_are_found_and_checked(void **state) {
     case_close(&c);
 }
 
+// Against diffusers' get_timestep_embedding, the cosines first, at a guidance of 100.
+static void features_are_those_of_diffusers(void **state) {
+    (void)state;
+    static const struct { int i; float cosine, sine; } want[] = {
+        {13, -0.965196788f, -0.261524677f}, {44, 0.583316147f, 0.81224519f},
+        {119, 0.966397285f, 0.257053167f}};
+    float got[FLUX_FEATURES];
+    timestep_features_f32(100000, FLUX_FEATURES, got);
+    for (size_t k = 0; k < COUNT_OF(want); k++) {
+        assert_true(fabsf(got[want[k].i] - want[k].cosine) < 2e-7f);
+        assert_true(fabsf(got[FLUX_FEATURES / 2 + want[k].i] - want[k].sine) < 2e-7f);
+    }
+}
+
 static void latents_are_packed_and_unpacked(void **state) {
     (void)state;
     enum { B = 2, C = 3, R = 2, W = 5, N = B * C * 4 * R * W };
@@ -308,6 +322,7 @@ int main(void) {
         cmocka_unit_test(layouts_give_the_same),
         cmocka_unit_test(fused_projections_give_the_same),
         cmocka_unit_test(configurations_are_found_and_checked),
+        cmocka_unit_test(features_are_those_of_diffusers),
         cmocka_unit_test(latents_are_packed_and_unpacked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
