@@ -273,8 +273,8 @@ typedef struct Share {
     Error err;
 } Share;
 
-static float type_limit(DType t) { // magnitudes below it stay finite
-    return t == DT_F16 ? 65520.0f : t == DT_BF16 ? 0x1.ffp127f : INFINITY;
+static float type_limit(DType t) { // magnitudes below it stay finite; blocks have scales in f16
+    return t == DT_F16 || dtype_block(t) > 1 ? 65520.0f : t == DT_BF16 ? 0x1.ffp127f : INFINITY;
 }
 
 static bool out_of_range(const Item *it, const float *x, int64_t n, Error *err) {

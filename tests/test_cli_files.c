@@ -113,6 +113,20 @@ static void outputs_are_checked_first(void **state) {
     mem_free(scope);
 }
 
+// What a killed conversion left goes with the next one.
+static void leavings_are_cleared(void **state) {
+    (void)state;
+    void *scope = mem_new(NULL, 1);
+    Error err = {0};
+    char *dir = fresh("converted"), *left = os_path_join(scope, dir, ".x.gguf.kiln-tmp-0123abcd");
+    CHECK(os_write_file(left, "x", 1, &err));
+    Result r = kiln(scope, "convert -m %s/transformer -o %s/y.gguf", world.folder, dir);
+    WANT_STATUS(r, 0);
+    assert_false(exists(left));
+    assert_int_equal(entries(dir), 1);
+    mem_free(scope);
+}
+
 static int set_up(void **state) {
     (void)state;
     if (!cli_open()) return -1;
@@ -135,6 +149,7 @@ int main(void) {
         cmocka_unit_test(files_are_named_whole),
         cmocka_unit_test(tokenizers_that_do_not_fit),
         cmocka_unit_test(outputs_are_checked_first),
+        cmocka_unit_test(leavings_are_cleared),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -306,6 +306,12 @@ static void test_photograph(void **state) {
     Json *r = vae_json(scope, "--vae " TAEF2 " -i %s -o %s --precision f32", in, whole);
     double mse = number(r, NULL, "mse");
     json_free(r);
+    char *latents = at("crop.npy"), *halves = at("halves.png"); // each half by its own file
+    json_free(vae_json(scope, "--vae " TAEF2 "/taef2_encoder.pth -i %s --encode %s --precision f32", in,
+                       latents));
+    json_free(vae_json(scope, "--vae " TAEF2 "/taef2_decoder.pth --decode %s -o %s --precision f32", latents,
+                       halves));
+    assert_true(pixels(halves) == pixels(whole));
     json_free(vae_json(scope,
                        "--vae " TAEF2 " -i %s -o %s --precision f32 --vae-tiling on --tile 256", in,
                        tiled));

@@ -618,6 +618,8 @@ static void numbers_that_do_not_fit(void **state) {
     save_numbers(at("large.safetensors"), NULL, large, 64);
     save_numbers(at("bad.safetensors"), NULL, bad, 64);
     expect_refused(at("large.safetensors"), at("x.safetensors"), DT_F16, "f16 can hold, found -");
+    expect_refused(at("large.safetensors"), at("x.gguf"), DT_Q8_0, "q8_0 can hold, found -");
+    expect_refused(at("large.safetensors"), at("x.gguf"), DT_Q4_1, "q4_1 can hold, found -");
     expect_refused(at("bad.safetensors"), at("x.gguf"), DT_Q8_0, "found NaN");
     expect_refused(at("bad.safetensors"), at("x.safetensors"), DT_F8_E4M3, "found NaN");
     CHECK(convert(at("large.safetensors"), at("x.safetensors"), PART_COUNT, DT_BF16, NULL, &err));

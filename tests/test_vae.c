@@ -391,6 +391,17 @@ static void test_configuration(void **state) {
     vae = vae_open(mem, file_of(mem, fused, count + 1, NULL, NULL, ""), &sound, &err);
     CHECK(vae);
     vae_close(vae);
+    // Without it: FLUX's scale and shift for 16 channels, Stable Diffusion's for 4.
+    for (int channels = 4; channels <= 16; channels += 12) {
+        KlConfig bare = {.decoder = true, .channels = channels, .layers = 1, .levels = 1, .width = {32}};
+        wants = kl_wants(mem, &bare, &count, &encoder);
+        vae = vae_open(mem, file_of(mem, wants, count, NULL, NULL, ""), NULL, &err);
+        CHECK(vae);
+        VaeInfo info = vae_info(vae);
+        assert_true(info.scale == (channels == 4 ? 0.18215 : 0.3611));
+        assert_true(info.shift == (channels == 4 ? 0 : 0.1159));
+        vae_close(vae);
+    }
     // Of half an autoencoder the other half's members say nothing.
     kl.encoder = false, kl.post_quant = true;
     wants = kl_wants(mem, &kl, &count, &encoder);

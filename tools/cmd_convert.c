@@ -115,6 +115,7 @@ static bool run(Cmd *cmd, const void *values, Error *err) {
     if (convert_is_source(&options.paths, v->output))
         return err_failed(err, "%s: expected another file than the ones to read, found one of "
                           "them; choose another name", v->output);
+    os_remove_stale(os_dir_name(cmd->mem, v->output)); // they are large
     if (!out_check(v->output, err)) return false;
     ConvertModel *m = convert_model_open(cmd->mem, &options, err);
     if (!m) return false;
