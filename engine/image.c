@@ -397,7 +397,8 @@ bool image_save(const char *path, const Image *image, const ImageText *texts, in
     if (format == IMAGE_PNG) ok = image_encode_png(NULL, image, texts, count, &bytes, &n, err);
     else if (format == IMAGE_JPEG)
         ok = image_encode_jpeg(NULL, image, 95, texts, count, &bytes, &n, err);
-    else return err_failed(err, "%s: expected a name that ends in .png or .jpg; change it", path);
+    else
+        return err_failed(err, "%s: expected a name that ends with .png, .jpg or .jpeg, found another", path);
     if (!ok) err_prefix(err, "%s", path);
     ok = ok && os_write_file(path, bytes, n, err);
     mem_free(bytes);

@@ -71,7 +71,8 @@ static bool config_names(void *parent, const Json *list, const char *what, NanoC
                          Error *err) {
     size_t n = json_count(list);
     if (!json_is_array(list) || n < 1 || n > 10000)
-        return err_failed(err, "%s: expected `classes` to be a list of 1 to 10000 names", what);
+        return err_failed(err, "%s: expected `classes` to be a list of 1 to 10000 names, found %s", what,
+                          json_is_array(list) ? "none or more" : "something else");
     c->classes = (int)n;
     c->names = MEM_ARRAY(parent, char *, n);
     int i = 0;

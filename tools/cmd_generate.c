@@ -145,13 +145,8 @@ static bool check(const Cmd *cmd, const GenerateValues *v, Error *err) {
         return cmd_usage(cmd, err, "--strength: expected --init-img beside it, found none");
     if (cmd_given(cmd, "preview-every") && !v->preview)
         return cmd_usage(cmd, err, "--preview-every: expected --preview beside it, found none");
-    const struct { const char *name, *path; } pictures[] = {{"output", v->output},
-                                                            {"preview", v->preview}};
-    for (size_t i = 0; i < COUNT_OF(pictures); i++)
-        if (pictures[i].path && !image_can_save(pictures[i].path))
-            return cmd_usage(cmd, err, "--%s: expected a name that ends with .png, .jpg or .jpeg, "
-                             "found \"%.100s\"", pictures[i].name, pictures[i].path);
-    return true;
+    return cmd_check_picture(cmd, "output", v->output, err) &&
+           (!v->preview || cmd_check_picture(cmd, "preview", v->preview, err));
 }
 
 static bool run(Cmd *cmd, const void *values, Error *err) {
