@@ -1,6 +1,8 @@
 // pipeline_flux_run.c: a request from text to pictures, stage by stage. See pipeline_flux.h.
 #include "engine/pipeline_flux_impl.h"
 
+#include "engine/finite.h"
+
 #include <math.h>
 
 // ---- running ------------------------------------------------------------------------------------
@@ -268,13 +270,27 @@ static bool open_steps(FluxJob *j, Error *err) {
            flux_step_write_rope(j->step.step, j->shape.rows, j->shape.columns, err);
 }
 
+// A file's weights are told in place of the latents that they spoil.
+static void blame(const FluxJob *j, Error *err) {
+    const FluxPipeline *p = j->p;
+    const struct { const BoundWeight *weight; int count; } sets[] = {
+        {p->clip->weight, p->clip->count}, {p->t5->weight, p->t5->count},
+        {p->model->weight, p->model->count}};
+    bool ok = true;
+    for (size_t i = 0; ok && i < COUNT_OF(sets); i++)
+        ok = bound_finite(sets[i].weight, sets[i].count, j->r->cancel, err);
+}
+
 // latents [B, C, h, w] of the group.
 static bool run_group(FluxJob *j, float *latents, Error *err) {
     const FluxEvents *on = j->on;
     if (on->group) on->group(on->user, j->first, j->shape.batch);
     if (on->progress) on->progress(on->user, j->steps_done, all_steps(j));
-    return sampler_run(j->r->sampler, j->schedule, latents, (size_t)j->shape.batch * j->numbers,
-                       (Velocity){velocity, j}, (Noise){draw, j}, (AfterStep){after_step, j}, err);
+    size_t n = (size_t)j->shape.batch * j->numbers;
+    bool ok = sampler_run(j->r->sampler, j->schedule, latents, n, (Velocity){velocity, j}, (Noise){draw, j},
+                          (AfterStep){after_step, j}, err);
+    if (!ok && !all_finite(latents, n)) blame(j, err);
+    return ok;
 }
 
 static void close_steps(FluxJob *j) {

@@ -1,6 +1,7 @@
 // vae.c: planning and running an autoencoder, whole or in tiles. See vae.h.
 #include "engine/vae_impl.h"
 
+#include "engine/finite.h"
 #include "engine/plan.h"
 #include "engine/upload.h"
 
@@ -324,12 +325,13 @@ static void blend(const Window *n, const float *pixels, const float *wx, const f
         }
 }
 
-static bool check_finite(const VaeRun *r, const float *v, size_t n, Error *err) {
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(v[i]))
-            return err_failed(err, "%s: expected finite numbers, found %g; try --precision f32",
-                              PASS_NAMES[r->spec.pass], (double)v[i]);
-    return true;
+static bool check_finite(const VaeRun *r, const float *v, size_t n, const Cancel *cancel, Error *err) {
+    if (all_finite(v, n)) return true;
+    while (isfinite(*v)) v++;
+    err_failed(err, "%s: expected finite numbers, found %g; try --precision f32", PASS_NAMES[r->spec.pass],
+               (double)*v);
+    bound_finite(r->half->weight, r->half->count, cancel, err);
+    return false;
 }
 
 // One picture: planes in, planes out (zeroed here), tile by tile.
@@ -357,7 +359,8 @@ static bool run_picture(VaeRun *r, const float *in, float *out, int *done, int t
             b.x = r->x.start[i] * to, b.y = r->y.start[j] * to;
             take(&a, in, info, change, pixels);
             ok = plan_write(r->plan, r->in, DT_F32, pixels, err) && plan_run(r->plan, call->cancel, err) &&
-                 plan_read(r->plan, r->out, DT_F32, result, err) && check_finite(r, result, count, err);
+                 plan_read(r->plan, r->out, DT_F32, result, err) &&
+                 check_finite(r, result, count, call->cancel, err);
             axis_weights(&r->x, i, to, wx);
             axis_weights(&r->y, j, to, wy);
             if (ok) blend(&b, result, wx, wy, out);

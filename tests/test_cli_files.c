@@ -3,6 +3,8 @@
 #include "tests/cli.h"
 #include "tests/flux_tiny.h"
 
+#include "engine/weights.h"
+
 static struct { void *scope; Tiny *tiny; char *folder; } world;
 
 // `kiln LINE` fails in one line with the parts.
@@ -77,6 +79,43 @@ static void tokenizers_that_do_not_fit(void **state) {
     mem_free(scope);
 }
 
+// A weight that is no number spoils a run: the error says which, not only that.
+static void weights_that_are_no_numbers(void **state) {
+    (void)state;
+    static const struct { const char *folder, *file, *blamed; } parts[] = {
+        {"transformer", "diffusion_pytorch_model.safetensors", "double_blocks.0.img_mlp.2.weight"},
+        {"text_encoder", "model.safetensors", "text_model.encoder.layers.0.mlp.fc2.weight"},
+        {"vae", "diffusion_pytorch_model.safetensors", "decoder.mid_block.resnets.0.conv1.weight"},
+    };
+    static const char *const names[] = {"transformer_blocks.0.ff.net.2.weight",
+                                        "text_model.encoder.layers.0.mlp.fc2.weight",
+                                        "decoder.mid_block.resnets.0.conv1.weight"};
+    for (size_t i = 0; i < COUNT_OF(parts); i++) {
+        void *scope = mem_new(NULL, 1);
+        Error err = {0};
+        size_t n;
+        char *folder = os_path_join(scope, world.folder, parts[i].folder),
+             *path = os_path_join(scope, folder, parts[i].file);
+        Weights *w = weights_open(scope, path, &err);
+        CHECK(w);
+        const WeightTensor *t = weights_find(w, names[i]);
+        assert_non_null(t);
+        uint64_t at = t->at + t->count / 2 * 2;
+        assert_int_equal(t->dtype, DT_BF16);
+        weights_close(w);
+        uint8_t *sound = os_read_file(scope, path, 1 << 26, &n, &err);
+        CHECK(sound);
+        uint8_t *spoilt = mem_new(scope, n);
+        memcpy(spoilt, sound, n);
+        memcpy(spoilt + at, i ? "\x80\x7f" : "\xc0\x7f", 2);
+        CHECK(os_write_file(path, spoilt, n, &err));
+        const char *line = mem_printf(scope, "kiln: %s: tensor %s: expected finite", folder, parts[i].blamed);
+        refused(model_line(), line, i ? "found infinity" : "found NaN");
+        CHECK(os_write_file(path, sound, n, &err));
+        mem_free(scope);
+    }
+}
+
 // ---- names that nothing can be written to ---------------------------------------------------------
 
 static void outputs_are_checked_first(void **state) {
@@ -148,6 +187,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(files_are_named_whole),
         cmocka_unit_test(tokenizers_that_do_not_fit),
+        cmocka_unit_test(weights_that_are_no_numbers),
         cmocka_unit_test(outputs_are_checked_first),
         cmocka_unit_test(leavings_are_cleared),
     };
