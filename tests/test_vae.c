@@ -391,7 +391,17 @@ static void test_configuration(void **state) {
     vae = vae_open(mem, file_of(mem, fused, count + 1, NULL, NULL, ""), &sound, &err);
     CHECK(vae);
     vae_close(vae);
-    // Without it: FLUX's scale and shift for 16 channels, Stable Diffusion's for 4.
+    mem_free(mem);
+}
+
+static void test_configuration_that_is_not_whole(void **state) {
+    (void)state;
+    void *mem = mem_new(NULL, 1);
+    Error err = {0};
+    Vae *vae;
+    BindWant *wants;
+    int count, encoder;
+    // Without one: FLUX's scale and shift for 16 channels, Stable Diffusion's for 4.
     for (int channels = 4; channels <= 16; channels += 12) {
         KlConfig bare = {.decoder = true, .channels = channels, .layers = 1, .levels = 1, .width = {32}};
         wants = kl_wants(mem, &bare, &count, &encoder);
@@ -403,7 +413,8 @@ static void test_configuration(void **state) {
         vae_close(vae);
     }
     // Of half an autoencoder the other half's members say nothing.
-    kl.encoder = false, kl.post_quant = true;
+    KlConfig kl = {.decoder = true, .post_quant = true, .channels = 16, .layers = 1, .levels = 1,
+                   .width = {16}};
     wants = kl_wants(mem, &kl, &count, &encoder);
     Weights *half = file_of(mem, wants, count, NULL, NULL, "");
     const ConfigFile both = {"dir/config.json", "{\"use_quant_conv\": true, \"use_post_quant_conv\": true, "
@@ -628,6 +639,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_original_names), cmocka_unit_test(test_kl), cmocka_unit_test(test_bands),
         cmocka_unit_test(test_tiny), cmocka_unit_test(test_configuration),
+        cmocka_unit_test(test_configuration_that_is_not_whole),
         cmocka_unit_test(test_budget), cmocka_unit_test(test_small_buffers),
         cmocka_unit_test(test_samples), cmocka_unit_test(test_photograph),
     };
