@@ -50,8 +50,10 @@ static Groups find_groups(FluxPipeline *p, const FluxRequest *r, const Shape *sh
     Groups best = {r->count, r->count};
     double stay, step, least = -1;
     if (r->count == 1 || !group_traffic(p, shape, 1, budget, &stay, &step) || step == 0) return best;
+    double each = step * shape->steps * shape->prompts; // that a group moves at least: more take more room
     for (int size = MIN(r->count, r->group ? r->group : MAX_GROUP); size > 0; size--) {
         Groups g = {r->count, (r->count + size - 1) / size};
+        if (least >= 0 && each * g.groups > least) break; // nor does any split into more
         size = flux_group_size(g, 0); // as even groups
         double bytes = split_traffic(p, shape, g, budget);
         if (bytes < 0 || (least >= 0 && bytes > least)) continue;
