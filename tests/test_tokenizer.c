@@ -218,6 +218,152 @@ static Tokenizer *open_text(void *scope, TokenizerKind kind, const char *dir, co
     return tokenizer_open(NULL, kind, path, err);
 }
 
+// ---- tokenizer.json of the published vocabularies, written here --------------------------------
+
+static void add(Text *out, const char *text) { text_add(out, text, strlen(text)); }
+
+static void add_string(Text *out, const char *text, size_t n) {
+    add(out, "\"");
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] == '"' || text[i] == '\\') add(out, "\\");
+        text_add(out, text + i, 1);
+    }
+    add(out, "\"");
+}
+
+static void add_special(Text *out, int id, const char *text, const char *more) {
+    add(out, mem_printf(out->parent, "{\"id\":%d,\"special\":true%s,\"content\":\"%s\"},", id, more, text));
+}
+
+static Tokenizer *open_json(Text *json, TokenizerKind kind) {
+    Error err = {0};
+    char *dir = scratch_new(json->parent);
+    scratch_write(json->parent, dir, "tokenizer.json", json->v, json->n);
+    Tokenizer *t = tokenizer_open(NULL, kind, dir, &err);
+    scratch_remove(dir);
+    CHECK(t);
+    return t;
+}
+
+static uint8_t *published(void *parent, const char *name, size_t *n) {
+    Error err = {0};
+    FileMap map;
+    CHECK(os_map(&map, mem_printf(parent, "%s/engine/data/%s.gz", KILN_SOURCE_DIR, name), &err));
+    uint8_t *data = gzip_unpack(parent, map.data, map.size, MAX_GOLDEN, n, &err);
+    os_unmap(&map);
+    CHECK(data);
+    return data;
+}
+
+static void clip_in_json(void **state) {
+    (void)state;
+    size_t n;
+    void *scope = mem_new(NULL, 1);
+    Tokenizer *known = builtin(TOKENIZER_CLIP);
+    for (int pairs = 0; pairs < 2; pairs++) { // "a b" as older files have it, ["a", "b"] as newer ones
+        Text json = {.parent = scope};
+        add(&json, "{\"added_tokens\":[");
+        add_special(&json, 49406, "<|startoftext|>", ",\"normalized\":true");
+        add_special(&json, 49407, "<|endoftext|>", ",\"normalized\":false");
+        json.v[--json.n] = 0; // its comma
+        add(&json, "],\"model\":{\"type\":\"BPE\",\"vocab\":{");
+        for (int id = 0; id < tokenizer_info(known)->count; id++) {
+            const char *piece = tokenizer_piece(known, id);
+            add(&json, id ? "," : "");
+            add_string(&json, piece, strlen(piece));
+            add(&json, mem_printf(scope, ":%d", id));
+        }
+        add(&json, "},\"merges\":[");
+        const char *merges = (const char *)published(scope, "clip-merges", &n);
+        char *save, *line = strtok_r(mem_strndup(scope, merges, n), "\n", &save);
+        for (int i = 0; (line = strtok_r(NULL, "\n", &save)) != NULL; i++) { // after the line #version
+            size_t a = strcspn(line, " "), all = strlen(line);
+            add(&json, i ? "," : "");
+            add(&json, pairs ? "[" : "");
+            add_string(&json, line, pairs ? a : all);
+            add(&json, pairs ? "," : "");
+            if (pairs) add_string(&json, line + a + 1, all - a - 1);
+            add(&json, pairs ? "]" : "");
+        }
+        add(&json, "]}}");
+        Tokenizer *t = open_json(&json, TOKENIZER_CLIP);
+        compare(t, CLIP_IDS, 3);
+        mem_free(t);
+    }
+    mem_free(known);
+    mem_free(scope);
+}
+
+// One field of a protobuf message; its bytes where it has a length. False at the end.
+static bool field(const uint8_t **p, const uint8_t *end, int *number, const uint8_t **bytes, size_t *n) {
+    uint64_t v[2] = {0};
+    if (*p >= end) return false;
+    for (int i = 0; i < 2; i++) {
+        int wire = (int)(v[0] & 7);
+        if (i && wire == 5) v[1] = 4;
+        else for (int shift = 0;; shift += 7) {
+            v[i] |= (uint64_t)(**p & 127) << shift;
+            if (*(*p)++ < 128) break;
+        }
+    }
+    *number = (int)(v[0] >> 3), *bytes = *p, *n = (v[0] & 7) == 0 ? 0 : (size_t)v[1];
+    *p += *n;
+    return true;
+}
+
+static void add_base64(Text *out, const uint8_t *data, size_t n) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < n; i += 3) {
+        uint32_t b = (uint32_t)data[i] << 16;
+        if (i + 1 < n) b |= (uint32_t)data[i + 1] << 8;
+        if (i + 2 < n) b |= data[i + 2];
+        for (size_t k = 0; k < 4; k++) text_add(out, i + k > n ? "=" : &digits[b >> (18 - 6 * k) & 63], 1);
+    }
+}
+
+static void t5_in_json(void **state) {
+    (void)state;
+    void *scope = mem_new(NULL, 1);
+    Text json = {.parent = scope}, map = {.parent = scope};
+    const uint8_t *bytes, *inner;
+    size_t n, size;
+    int number, inside, pieces = 0;
+    const uint8_t *p = published(scope, "t5-spiece", &n), *end = p + n;
+    add(&json, "{\"model\":{\"type\":\"Unigram\",\"unk_id\":2,\"vocab\":[");
+    while (field(&p, end, &number, &bytes, &size)) {
+        const uint8_t *stop = bytes + size, *text = NULL;
+        float score = 0;
+        size_t text_size = 0, inner_size;
+        while ((number == 1 || number == 3) && field(&bytes, stop, &inside, &inner, &inner_size)) {
+            if (number == 3 && inside == 2) add_base64(&map, inner, inner_size);
+            if (number == 1 && inside == 1) text = inner, text_size = inner_size;
+            if (number == 1 && inside == 2) memcpy(&score, inner, sizeof score);
+        }
+        if (number != 1) continue;
+        add(&json, pieces++ ? ",[" : "[");
+        add_string(&json, (const char *)text, text_size);
+        add(&json, mem_printf(scope, ",%.17g]", (double)score));
+    }
+    assert_int_equal(pieces, 32000);
+    for (int i = 99; i >= 0; i--) add(&json, mem_printf(scope, ",[\"<extra_id_%d>\",0]", i));
+    add(&json, "]},\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Precompiled\","
+               "\"precompiled_charsmap\":\"");
+    assert_true(map.n > 100000);
+    text_add(&json, map.v, map.n);
+    add(&json, "\"}]},\"added_tokens\":[");
+    for (int i = 99; i >= 0; i--) add_special(&json, 32099 - i, mem_printf(scope, "<extra_id_%d>", i), "");
+    add_special(&json, 0, "<pad>", "");
+    add_special(&json, 1, "</s>", "");
+    add_special(&json, 2, "<unk>", "");
+    json.v[--json.n] = 0;
+    add(&json, "]}");
+    Tokenizer *t = open_json(&json, TOKENIZER_T5);
+    assert_int_equal(tokenizer_info(t)->count, 32100);
+    compare(t, T5_IDS, 3);
+    mem_free(t);
+    mem_free(scope);
+}
+
 // As transformers 5: entities, tags and wrongly decoded letters are text like any other.
 static void text_is_not_cleaned_up(void **state) {
     (void)state;
@@ -238,14 +384,10 @@ static void text_is_not_cleaned_up(void **state) {
 static void spiece_alone_and_beside_json(void **state) {
     (void)state;
     Error err = {0};
-    FileMap map;
-    size_t n = 0;
+    size_t n;
     void *scope = mem_new(NULL, 1);
     char *dir = scratch_new(scope);
-    CHECK(os_map(&map, KILN_SOURCE_DIR "/engine/data/t5-spiece.gz", &err)); // the published file
-    uint8_t *spiece = gzip_unpack(scope, map.data, map.size, MAX_GOLDEN, &n, &err);
-    CHECK(spiece);
-    os_unmap(&map);
+    uint8_t *spiece = published(scope, "t5-spiece", &n);
     scratch_write(scope, dir, "spiece.model", spiece, n);
     Tokenizer *t = tokenizer_open(NULL, TOKENIZER_T5, dir, &err);
     CHECK(t);
@@ -503,6 +645,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(clip_is_transformers), cmocka_unit_test(t5_is_transformers),
         cmocka_unit_test(folders_give_the_same), cmocka_unit_test(cuts_and_pads),
+        cmocka_unit_test(clip_in_json), cmocka_unit_test(t5_in_json),
         cmocka_unit_test(text_is_not_cleaned_up), cmocka_unit_test(spiece_alone_and_beside_json),
         cmocka_unit_test(unigram_rules), cmocka_unit_test(bpe_rules),
         cmocka_unit_test(refuses_bad_files), cmocka_unit_test(refuses_bad_text),
