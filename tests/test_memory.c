@@ -257,7 +257,8 @@ static void test_next_step_is_on_its_way(void **state) {
     enum { STEPS = 3 };
     for (int guided = 0; guided < 2; guided++) {
         Error err = {0};
-        Setup s = {.device = "cpu", .model = "flux-dev", .narrower = DEPTH, .type = DT_BF16, .compute = DT_F32};
+        Setup s = {.device = "cpu", .model = "flux-dev", .narrower = DEPTH, .type = DT_BF16,
+                   .compute = DT_F32};
         World w;
         world_open(&w, &s, 0);
         const Weights *from = w.model->part[PART_TRANSFORMER].weights;
