@@ -22,6 +22,7 @@
 #include <sys/stat.h>
 #ifdef __linux__
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #endif
 #include <time.h>
 #include <unistd.h>
@@ -65,6 +66,18 @@ int64_t raw_read(RawFile f, void *data, size_t n, const char *path, Error *err) 
     }
 }
 
+static int read_numbers(const char *path, uint64_t *out, int n);
+
+// Linux: by the settings of the file's disk.
+static bool reads_far_ahead(RawFile f) {
+    char path[64];
+    uint64_t kib = 0;
+    struct stat st;
+    if (fstat(f, &st) != 0) return false;
+    snprintf(path, sizeof path, "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
+    return read_numbers(path, &kib, 1) == 1 && kib >= 4096;
+}
+
 bool os_map(FileMap *map, const char *path, Error *err) {
     *map = (FileMap){0};
     RawFile f;
@@ -74,20 +87,36 @@ bool os_map(FileMap *map, const char *path, Error *err) {
     if (size > 0) {
         void *data = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, f, 0);
         ok = data != MAP_FAILED;
-        if (ok) *map = (FileMap){.data = data, .size = (size_t)size};
+        if (ok) *map = (FileMap){data, (size_t)size, f + 1, reads_far_ahead(f)};
         else fail_errno(err, path, "address space to map it", "check limits (ulimit -v)");
     }
-    close(f);
+    if (!map->data) close(f);
     return ok;
+}
+
+bool os_map_read(const FileMap *map, const char *path, uint64_t at, void *out, uint64_t n, Error *err) {
+    if (!map->file) memcpy(out, map->data + at, (size_t)n);
+    for (uint64_t done = 0; map->file && done < n;) {
+        size_t part = (size_t)MIN(n - done, UINT64_C(1) << 30);
+        ssize_t got = pread(map->file - 1, (uint8_t *)out + done, part, (off_t)(at + done));
+        if (got == 0)
+            return err_failed(err, "%s: expected %llu more bytes, found the end of the file; let nothing "
+                              "change it while it is in use", path, (unsigned long long)(n - done));
+        if (got < 0 && errno != EINTR) return fail_errno(err, path, READABLE, "check the disk");
+        done += got > 0 ? (uint64_t)got : 0;
+    }
+    return true;
 }
 
 void os_unmap(FileMap *map) {
     if (map->data) munmap((void *)(uintptr_t)map->data, map->size);
+    if (map->file) close(map->file - 1);
     *map = (FileMap){0};
 }
 
 void os_map_advise(const FileMap *map, uint64_t at, uint64_t n, MapAdvice advice) {
-    madvise((void *)(uintptr_t)(map->data + at), n, advice == MAP_SOON ? MADV_WILLNEED : MADV_DONTNEED);
+    if (advice == MAP_NEXT && map->far_ahead) return; // Linux asks for single pages when it is told to
+    madvise((void *)(uintptr_t)(map->data + at), n, advice == MAP_DONE ? MADV_DONTNEED : MADV_WILLNEED);
 }
 
 PathKind os_path_kind(const char *path) {

@@ -300,14 +300,16 @@ static bool read_span(const BoundWeight *b, const BindPiece *p, int64_t at, int6
     uint64_t offset = dtype_bytes(file, (uint64_t)at);
     if (as_stored(b, p))
         return weights_read(b->source, p->t, offset, out, dtype_bytes(file, (uint64_t)n), err);
-    const uint8_t *mapped = weights_data(b->source, p->t);
-    uint8_t raw[SPAN * 8];
-    for (int64_t done = 0; done < n; done += SPAN) {
-        int64_t part = MIN(SPAN, n - done);
+    enum { RAW = 64 << 10 };
+    uint8_t raw[RAW];
+    const int64_t span_bytes = (int64_t)dtype_bytes(file, SPAN), most = RAW / span_bytes * SPAN;
+    for (int64_t done = 0, part; done < n; done += part) {
+        part = MIN(most, n - done);
         uint64_t from = offset + dtype_bytes(file, (uint64_t)done);
-        if (!mapped && !weights_read(b->source, p->t, from, raw, dtype_bytes(file, (uint64_t)part), err))
-            return false;
-        convert(b, p, mapped ? mapped + from : raw, out + dtype_bytes(b->dtype, (uint64_t)done), part);
+        if (!weights_read(b->source, p->t, from, raw, dtype_bytes(file, (uint64_t)part), err)) return false;
+        for (int64_t i = 0; i < part; i += SPAN)
+            convert(b, p, raw + i / SPAN * span_bytes, out + dtype_bytes(b->dtype, (uint64_t)(done + i)),
+                    MIN(SPAN, part - i));
     }
     return true;
 }
@@ -368,24 +370,6 @@ bool bound_read(const BoundWeight *b, uint64_t offset, void *out, uint64_t bytes
     int64_t first, end;
     if (!as_elements(b, offset, bytes, &first, &end, err)) return false;
     return (is_turned(b) ? read_conv : read_plain)(b, first, end, out, err);
-}
-
-const void *bound_data(const BoundWeight *b, uint64_t offset, uint64_t *bytes) {
-    int64_t first, end, inner = inner_count(b), start = 0;
-    if (is_turned(b) || !as_elements(b, offset, *bytes, &first, &end, NULL)) return NULL;
-    for (int i = 0; i < b->pieces; i++) {
-        const BindPiece *p = &b->piece[i];
-        int64_t stop = start + p->rows * inner;
-        const uint8_t *mapped = weights_data(b->source, p->t);
-        if (first >= start && first < stop && mapped && as_stored(b, p)) {
-            uint64_t there = dtype_bytes(b->dtype, (uint64_t)(MIN(end, stop) - first));
-            if (there % bound_row_bytes(b)) return NULL; // a row of several pieces: to be put together
-            *bytes = there;
-            return mapped + dtype_bytes(b->dtype, (uint64_t)(p->row * inner + first - start));
-        }
-        start = stop;
-    }
-    return NULL;
 }
 
 void bound_advise(const BoundWeight *b, uint64_t offset, uint64_t bytes, MapAdvice advice) {

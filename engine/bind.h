@@ -87,9 +87,6 @@ uint64_t bound_row_bytes(const BoundWeight *b);
 bool bind_matches(const char *name, const char *const *patterns);
 // What fp8 files hold beside the weights: markers and scales of inputs (patterns).
 extern const char *const bind_marks[];
-// The same bytes where they lie ready in the file's mapping, else NULL. *bytes in: how many are
-// wanted; out: how many lie there in one piece (at least one row).
-const void *bound_data(const BoundWeight *b, uint64_t offset, uint64_t *bytes);
 // Advice about the parts of the file that these bytes come from (os_map_advise). Any thread.
 void bound_advise(const BoundWeight *b, uint64_t offset, uint64_t bytes, MapAdvice advice);
 

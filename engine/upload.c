@@ -59,20 +59,14 @@ static bool take(Job *j, Part *part, Part ahead[2], int *aheads) {
 
 static bool move_part(const Part *p, uint8_t **chunk, uint64_t chunk_bytes, Error *err) {
     const BoundWeight *b = p->item->weight;
-    for (uint64_t done = 0, n; done < p->bytes; done += n) {
-        n = p->bytes - done;
-        const void *data = bound_data(b, p->at + done, &n);
-        uint64_t to = p->item->offset + p->at + done;
-        void *place = data ? NULL : dev_upload_place(p->item->buffer, to, n);
-        if (!data && !place && !*chunk && !(*chunk = os_block_new(chunk_bytes)))
-            return err_failed(err, "host memory: expected %llu bytes, found less; close other programs",
-                              (unsigned long long)chunk_bytes);
-        if (!data && !bound_read(b, p->at + done, place ? place : *chunk, n, err))
-            return err_prefix(err, "%s", b->name);
-        if (!place && !dev_upload(p->item->buffer, to, data ? data : *chunk, n, err)) return false;
-    }
+    uint64_t to = p->item->offset + p->at;
+    void *place = dev_upload_place(p->item->buffer, to, p->bytes);
+    if (!place && !*chunk && !(*chunk = os_block_new(chunk_bytes)))
+        return err_failed(err, "host memory: expected %llu bytes, found less; close other programs",
+                          (unsigned long long)chunk_bytes);
+    if (!bound_read(b, p->at, place ? place : *chunk, p->bytes, err)) return err_prefix(err, "%s", b->name);
     bound_advise(b, p->at, p->bytes, MAP_DONE);
-    return true;
+    return place || dev_upload(p->item->buffer, to, *chunk, p->bytes, err);
 }
 
 static void fail(Job *j, const Error *why) {
@@ -99,7 +93,7 @@ static void work(Job *j, bool caller) {
     while (take(j, &part, ahead, &aheads)) {
         Error why = {0};
         for (int i = 0; i < aheads; i++)
-            bound_advise(ahead[i].item->weight, ahead[i].at, ahead[i].bytes, MAP_SOON);
+            bound_advise(ahead[i].item->weight, ahead[i].at, ahead[i].bytes, MAP_NEXT);
         bool ok = move_part(&part, &chunk, chunk_bytes, &why);
         if (ok) {
             mutex_lock(j->lock);

@@ -421,7 +421,7 @@ Weights *weights_parse(void *parent, const char *path, const void *data, size_t 
     Weights *w = MEM_NEW(parent, Weights);
     w->path = mem_strdup(w, path);
     w->borrowed = true;
-    FileMap map = {data, size};
+    FileMap map = {.data = data, .size = size};
     ARR_PUSH(w, &w->maps, map);
     WeightList list = {0};
     bool ok = read_last(w, path, &list, err);
@@ -482,9 +482,9 @@ bool weights_read(const Weights *w, const WeightTensor *t, uint64_t offset, void
     const Weights *root = root_of(w);
     if (root->read) return root->read(root->user, (int)t->at, offset, out, bytes, err);
     if (!bytes) return true;
-    const uint8_t *data = root->maps.v[t->file].data + t->at;
-    if (t->stride) read_strided(data, t, offset, out, bytes);
-    else memcpy(out, data + offset, (size_t)bytes);
+    const FileMap *map = &root->maps.v[t->file];
+    if (!t->stride) return os_map_read(map, w->path, t->at + offset, out, bytes, err);
+    read_strided(map->data + t->at, t, offset, out, bytes);
     return true;
 }
 

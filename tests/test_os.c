@@ -66,6 +66,13 @@ static void test_write_large_and_seek(void **state) {
     assert_int_equal(map.data[9], 'k');
     assert_int_equal(map.data[10], 'Z');
     assert_int_equal(map.data[map.size - 1], 'k');
+    char part[3];
+    assert_true(os_map_read(&map, path, 9, part, 3, &err));
+    assert_memory_equal(part, "kZk", 3);
+    assert_true(os_truncate(path, 11, &err)); // touching the mapping there would now end the program
+    assert_true(os_map_read(&map, path, 9, part, 2, &err));
+    assert_false(os_map_read(&map, path, 9, part, 3, &err));
+    assert_non_null(strstr(err.text, "expected 1 more bytes, found the end of the file"));
     os_unmap(&map);
     assert_null(map.data);
     assert_true(os_truncate(path, 3, &err));
