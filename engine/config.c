@@ -31,14 +31,61 @@ Json *config_parse(const ConfigFile *file, Error *err) {
     return json_parse(file->text, strlen(file->text), file->path, err);
 }
 
-bool config_int(const ConfigFile *file, const Json *root, const char *name, int *value, Error *err) {
+// ---- members --------------------------------------------------------------------------------------
+
+// A value as it stands in the file.
+static const char *shown(char out[32], const Json *v) {
+    if (json_is_number(v)) snprintf(out, 32, "%g", json_number(v, 0));
+    else if (json_is_string(v)) snprintf(out, 32, "\"%.24s\"", json_string(v, ""));
+    else snprintf(out, 32, "%s", json_is_bool(v) ? json_bool(v, false) ? "true" : "false" : "something else");
+    return out;
+}
+
+// The member unless it is missing or null.
+static const Json *member(const Json *root, const char *name) {
     const Json *v = json_get(root, name);
-    int64_t found;
-    if (!v || json_is_null(v)) return true;
-    if (!json_int_in(v, 0, MAX_INT, &found))
-        return err_failed(err, "%s: expected a whole number `%s` from 0 to %d, found something else",
-                          file->path, name, MAX_INT);
-    *value = (int)found;
+    return v && !json_is_null(v) ? v : NULL;
+}
+
+static bool wrong_kind(const ConfigFile *file, const char *name, const char *expected, const Json *v,
+                       Error *err) {
+    char found[32];
+    return err_failed(err, "%s: expected `%s` to be %s, found %s", file->path, name, expected,
+                      shown(found, v));
+}
+
+bool config_int(const ConfigFile *file, const Json *root, const char *name, int *value, Error *err) {
+    const Json *v = member(root, name);
+    int64_t found = *value;
+    if (v && !json_int_in(v, 0, MAX_INT, &found))
+        return wrong_kind(file, name, "a whole number from 0 to 16777216", v, err);
+    if (v) *value = (int)found;
+    return true;
+}
+
+bool config_number(const ConfigFile *file, const Json *root, const char *name, double low, double high,
+                   double *value, Error *err) {
+    const Json *v = member(root, name);
+    double found = json_number(v, *value);
+    char range[64];
+    snprintf(range, sizeof range, "a number from %g to %g", low, high);
+    if (v && !(json_is_number(v) && found >= low && found <= high))
+        return wrong_kind(file, name, range, v, err);
+    *value = found;
+    return true;
+}
+
+bool config_text(const ConfigFile *file, const Json *root, const char *name, const char **value, Error *err) {
+    const Json *v = member(root, name);
+    if (v && !json_is_string(v)) return wrong_kind(file, name, "a text", v, err);
+    *value = json_string(v, *value);
+    return true;
+}
+
+bool config_flag(const ConfigFile *file, const Json *root, const char *name, bool *value, Error *err) {
+    const Json *v = member(root, name);
+    if (v && !json_is_bool(v)) return wrong_kind(file, name, "true or false", v, err);
+    *value = json_bool(v, *value);
     return true;
 }
 
@@ -48,13 +95,6 @@ static bool is_number(const Json *v, int64_t is) {
     int64_t found;
     if (json_is_bool(v)) return json_bool(v, false) == is;
     return json_int_in(v, INT32_MIN, INT32_MAX, &found) && found == is;
-}
-
-// A value as it stands in the file.
-static const char *shown(char out[32], const Json *v) {
-    if (json_is_number(v)) snprintf(out, 32, "%g", json_number(v, 0));
-    else snprintf(out, 32, "%s", json_is_bool(v) ? json_bool(v, false) ? "true" : "false" : "something else");
-    return out;
 }
 
 bool config_agrees(const ConfigFile *file, const Json *root, const ConfigFact *facts, int count,

@@ -16,8 +16,13 @@ bool config_read(void *parent, const char *folder, const char *name, ConfigFile 
 // The file's JSON, for json_free; NULL with an error. `file` has text.
 Json *config_parse(const ConfigFile *file, Error *err);
 
-// A member that is a whole number from 0 to 2^24; missing or null it leaves *value.
+// Members: a whole number from 0 to 2^24, a number from `low` to `high`, a text (that lives as long as
+// the tree), true or false; another kind is an error. Missing or null they leave *value.
 bool config_int(const ConfigFile *file, const Json *root, const char *name, int *value, Error *err);
+bool config_number(const ConfigFile *file, const Json *root, const char *name, double low, double high,
+                   double *value, Error *err);
+bool config_text(const ConfigFile *file, const Json *root, const char *name, const char **value, Error *err);
+bool config_flag(const ConfigFile *file, const Json *root, const char *name, bool *value, Error *err);
 
 // What the tensors say and a member repeats: numbers, or true and false as 1 and 0. Members that
 // are missing or null agree.

@@ -14,7 +14,7 @@ static bool open_shift(FluxPipeline *p, Error *err) {
     bool dev = p->model->config.guidance;
     p->shift = dev ? FLOW_SHIFT_FLUX_DEV : FLOW_SHIFT_FLUX_SCHNELL;
     const ConfigFile *file = &p->parts->scheduler;
-    return !file->text || flow_shift_parse(file->text, strlen(file->text), file->path, &p->shift, err);
+    return !file->text || flow_shift_parse(file, &p->shift, err);
 }
 
 static bool open_models(FluxPipeline *p, const FluxPipelineOptions *o, Error *err) {

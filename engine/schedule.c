@@ -1,7 +1,6 @@
 // schedule.c: see schedule.h. Compile without floating-point contraction.
 #include "engine/schedule.h"
 
-#include "engine/json.h"
 
 #include <math.h>
 
@@ -53,54 +52,48 @@ static const FlowShift defaults = {.shift = 1, .base_shift = 0.5, .max_shift = 1
                                    .base_tokens = 256, .max_tokens = 4096};
 
 // Members that would change the sigmas in a way that is not written here.
-static bool check_plain(const Json *root, const char *what, Error *err) {
+static bool check_plain(const ConfigFile *file, const Json *root, Error *err) {
     static const char *const flags[] = {"use_karras_sigmas", "use_exponential_sigmas",
                                         "use_beta_sigmas", "stochastic_sampling", "invert_sigmas"};
-    const char *class = json_string(json_get(root, "_class_name"), "");
+    const char *class = "", *type = "exponential";
+    double terminal = 0;
+    int steps = 1000;
+    if (!config_text(file, root, "_class_name", &class, err) ||
+        !config_text(file, root, "time_shift_type", &type, err) ||
+        !config_number(file, root, "shift_terminal", 0, 1, &terminal, err) ||
+        !config_int(file, root, "num_train_timesteps", &steps, err))
+        return false;
     if (strcmp(class, "FlowMatchEulerDiscreteScheduler") != 0)
         return err_failed(err, "%s: expected _class_name FlowMatchEulerDiscreteScheduler, found "
-                          "\"%.60s\"", what, class);
-    for (size_t i = 0; i < COUNT_OF(flags); i++)
-        if (json_bool(json_get(root, flags[i]), false))
-            return err_failed(err, "%s: expected %s false, found true", what, flags[i]);
-    const char *type = json_string(json_get(root, "time_shift_type"), "exponential");
+                          "\"%.60s\"", file->path, class);
+    for (size_t i = 0; i < COUNT_OF(flags); i++) {
+        bool on = false;
+        if (!config_flag(file, root, flags[i], &on, err)) return false;
+        if (on) return err_failed(err, "%s: expected %s false, found true", file->path, flags[i]);
+    }
     if (strcmp(type, "exponential") != 0)
-        return err_failed(err, "%s: expected time_shift_type exponential, found \"%.60s\"", what,
+        return err_failed(err, "%s: expected time_shift_type exponential, found \"%.60s\"", file->path,
                           type);
-    double terminal = json_number(json_get(root, "shift_terminal"), 0);
     if (terminal != 0)
-        return err_failed(err, "%s: expected no shift_terminal, found %g", what, terminal);
-    return true;
+        return err_failed(err, "%s: expected no shift_terminal, found %g", file->path, terminal);
+    return steps == 1000 ||
+           err_failed(err, "%s: expected num_train_timesteps 1000, found %d", file->path, steps);
 }
 
-static bool check_shift(const FlowShift *s, const char *what, Error *err) {
-    if (!(s->shift >= SHIFT_MIN && s->shift <= SHIFT_MAX))
-        return err_failed(err, "%s: expected a shift from %g to %g, found %g", what, SHIFT_MIN,
-                          SHIFT_MAX, s->shift);
-    if (!(fabs(s->base_shift) <= 20 && fabs(s->max_shift) <= 20))
-        return err_failed(err, "%s: expected base_shift and max_shift from -20 to 20, found %g and "
-                          "%g", what, s->base_shift, s->max_shift);
-    if (s->base_tokens < 1 || s->max_tokens <= s->base_tokens)
-        return err_failed(err, "%s: expected 1 <= base_image_seq_len < max_image_seq_len, found %d "
-                          "and %d", what, s->base_tokens, s->max_tokens);
-    return true;
-}
-
-bool flow_shift_parse(const char *json, size_t n, const char *what, FlowShift *out, Error *err) {
-    Json *root = json_parse(json, n, what, err);
+bool flow_shift_parse(const ConfigFile *file, FlowShift *out, Error *err) {
+    Json *root = config_parse(file, err);
     if (!root) return false;
-    bool ok = check_plain(root, what, err);
     FlowShift s = defaults;
-    s.dynamic = json_bool(json_get(root, "use_dynamic_shifting"), false);
-    s.shift = json_number(json_get(root, "shift"), s.shift);
-    s.base_shift = json_number(json_get(root, "base_shift"), s.base_shift);
-    s.max_shift = json_number(json_get(root, "max_shift"), s.max_shift);
-    int64_t tokens = s.base_tokens;
-    if (json_int_in(json_get(root, "base_image_seq_len"), INT32_MIN, INT32_MAX, &tokens))
-        s.base_tokens = (int)tokens;
-    if (json_int_in(json_get(root, "max_image_seq_len"), INT32_MIN, INT32_MAX, &tokens))
-        s.max_tokens = (int)tokens;
-    ok = ok && check_shift(&s, what, err);
+    bool ok = check_plain(file, root, err) &&
+              config_flag(file, root, "use_dynamic_shifting", &s.dynamic, err) &&
+              config_number(file, root, "shift", SHIFT_MIN, SHIFT_MAX, &s.shift, err) &&
+              config_number(file, root, "base_shift", -SHIFT_MOST, SHIFT_MOST, &s.base_shift, err) &&
+              config_number(file, root, "max_shift", -SHIFT_MOST, SHIFT_MOST, &s.max_shift, err) &&
+              config_int(file, root, "base_image_seq_len", &s.base_tokens, err) &&
+              config_int(file, root, "max_image_seq_len", &s.max_tokens, err);
+    if (ok && (s.base_tokens < 1 || s.max_tokens <= s.base_tokens))
+        ok = err_failed(err, "%s: expected 1 <= base_image_seq_len < max_image_seq_len, found %d and %d",
+                        file->path, s.base_tokens, s.max_tokens);
     json_free(root);
     if (ok) *out = s;
     return ok;

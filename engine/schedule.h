@@ -8,7 +8,7 @@
 #ifndef KILN_ENGINE_SCHEDULE_H
 #define KILN_ENGINE_SCHEDULE_H
 
-#include "backend/base.h"
+#include "engine/config.h"
 
 typedef struct Schedule {
     int steps;
@@ -52,11 +52,12 @@ typedef struct FlowShift {
 
 #define SHIFT_MIN 0.001 // of a configuration; --shift allows less
 #define SHIFT_MAX 1000.0
+#define SHIFT_MOST 20.0 // of base_shift and max_shift, either way
 
-// scheduler/scheduler_config.json of n bytes. Members that are missing have diffusers' defaults
-// (fixed, shift 1). `what` begins the error's text. Refused: another class of scheduler, and what
-// no flow model here uses (karras, exponential or beta sigmas, a terminal shift, stochastic steps).
-bool flow_shift_parse(const char *json, size_t n, const char *what, FlowShift *out, Error *err);
+// scheduler/scheduler_config.json. Members that are missing have diffusers' defaults (fixed, shift 1).
+// Refused: another class of scheduler, and what no flow model here uses (karras, exponential or beta
+// sigmas, a terminal shift, stochastic steps, timesteps other than 1000).
+bool flow_shift_parse(const ConfigFile *file, FlowShift *out, Error *err);
 // mu of a picture of `tokens` image tokens (FLUX: width/16 * height/16).
 double flow_shift_mu(const FlowShift *s, int tokens);
 

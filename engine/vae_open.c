@@ -56,13 +56,13 @@ static bool tiny_config(const ConfigFile *file, VaeInfo *info, Error *err) {
     Json *root = config_parse(file, err);
     if (!root) return false;
     const ConfigFact facts[] = {{"in_channels", 3}, {"out_channels", 3}, {"latent_channels", info->channels}};
-    bool ok = config_agrees(file, root, facts, COUNT_OF(facts), err);
-    info->scale = json_number(json_get(root, "scaling_factor"), 1);
-    info->shift = json_number(json_get(root, "shift_factor"), 0);
+    const double most = KL_MAX_SCALE;
+    bool ok = config_agrees(file, root, facts, COUNT_OF(facts), err) &&
+              config_number(file, root, "scaling_factor", -most, most, &info->scale, err) &&
+              config_number(file, root, "shift_factor", -most, most, &info->shift, err);
     json_free(root);
-    if (ok && !(isfinite(info->scale) && info->scale != 0 && isfinite(info->shift)))
-        ok = err_failed(err, "%s: expected a finite scaling_factor other than 0, found %g", file->path,
-                        info->scale);
+    if (ok && info->scale == 0)
+        ok = err_failed(err, "%s: expected a scaling_factor other than 0, found 0", file->path);
     return ok;
 }
 
@@ -92,10 +92,11 @@ static bool open_tiny(Vae *vae, const Weights *w, const TaesdHalf half[VAE_HALVE
 static bool check_class(const ConfigFile *config, Error *err) {
     Json *root = config_parse(config, err);
     if (!root) return false;
-    const char *name = json_string(json_get(root, "_class_name"), "AutoencoderKL");
-    bool ok = !strcmp(name, "AutoencoderKL") || !strcmp(name, "AutoencoderTiny") ||
-              err_failed(err, "%s: expected an AutoencoderKL or AutoencoderTiny, found %s", config->path,
-                         name);
+    const char *name = "AutoencoderKL";
+    bool ok = config_text(config, root, "_class_name", &name, err) &&
+              (!strcmp(name, "AutoencoderKL") || !strcmp(name, "AutoencoderTiny") ||
+               err_failed(err, "%s: expected an AutoencoderKL or AutoencoderTiny, found %s", config->path,
+                          name));
     json_free(root);
     return ok;
 }

@@ -163,16 +163,6 @@ static bool sizes_from_shapes(const Weights *w, KlConfig *c, Error *err) {
     return true;
 }
 
-// A member that may be missing or null.
-static bool config_number(const ConfigFile *file, const Json *root, const char *name, double *value,
-                          Error *err) {
-    const Json *v = json_get(root, name);
-    if (!v || json_is_null(v)) return true;
-    *value = json_number(v, NAN);
-    return isfinite(*value) || err_failed(err, "%s: expected a number `%s`, found something else",
-                                          file->path, name);
-}
-
 static bool read_config(const ConfigFile *file, KlConfig *c, Error *err) {
     Json *root = config_parse(file, err);
     if (!root) return false;
@@ -182,8 +172,10 @@ static bool read_config(const ConfigFile *file, KlConfig *c, Error *err) {
     };
     const ConfigFact quant = {"use_quant_conv", c->quant}, post = {"use_post_quant_conv", c->post_quant};
     c->shift = 0; // a configuration without one means none
-    bool ok = config_number(file, root, "scaling_factor", &c->scale, err) &&
-              config_number(file, root, "shift_factor", &c->shift, err) &&
+    const char *act = "silu";
+    bool ok = config_number(file, root, "scaling_factor", -KL_MAX_SCALE, KL_MAX_SCALE, &c->scale, err) &&
+              config_number(file, root, "shift_factor", -KL_MAX_SCALE, KL_MAX_SCALE, &c->shift, err) &&
+              config_text(file, root, "act_fn", &act, err) &&
               config_int(file, root, "norm_num_groups", &c->groups, err) &&
               config_agrees(file, root, facts, COUNT_OF(facts), err) &&
               (!c->encoder || config_agrees(file, root, &quant, 1, err)) &&
@@ -195,7 +187,6 @@ static bool read_config(const ConfigFile *file, KlConfig *c, Error *err) {
     if (ok && mean && !json_is_null(mean))
         ok = err_failed(err, "%s: expected one scaling_factor for all channels, found latents_mean; this "
                         "kind is not supported yet", file->path);
-    const char *act = json_string(json_get(root, "act_fn"), "silu");
     if (ok && strcmp(act, "silu") && strcmp(act, "swish"))
         ok = err_failed(err, "%s: expected act_fn silu, found %s", file->path, act);
     json_free(root);

@@ -12,7 +12,7 @@
 #include "engine/config.h"
 #include "models/bands.h"
 
-enum { KL_MAX_LEVELS = 8 };
+enum { KL_MAX_LEVELS = 8, KL_MAX_SCALE = 1000000 };
 
 typedef enum { KL_DIFFUSERS, KL_DIFFUSERS_OLD, KL_ORIGINAL } KlNames;
 

@@ -119,12 +119,15 @@ static bool config_from_json(const ConfigFile *file, ClipConfig *c, Error *err) 
     const Json *from = inner ? inner : root;
     const ConfigFact facts[] = {{"hidden_size", c->dim}, {"intermediate_size", c->ff},
                                 {"vocab_size", c->vocab}, {"max_position_embeddings", c->positions}};
+    double eps = c->eps;
+    const char *act = NULL;
     bool ok = config_int(file, from, "num_attention_heads", &c->heads, err) &&
               config_int(file, from, "num_hidden_layers", &c->layers, err) &&
               config_int(file, from, "eos_token_id", &c->eos, err) &&
+              config_number(file, from, "layer_norm_eps", 0, 1, &eps, err) &&
+              config_text(file, from, "hidden_act", &act, err) &&
               config_agrees(file, from, facts, COUNT_OF(facts), err);
-    c->eps = (float)json_number(json_get(from, "layer_norm_eps"), c->eps);
-    const char *act = json_string(json_get(from, "hidden_act"), NULL);
+    c->eps = (float)eps;
     bool known = !act;
     for (size_t i = 0; act && i < COUNT_OF(acts); i++)
         if (!strcmp(act, acts[i].name)) c->act = acts[i].act, known = true;

@@ -149,10 +149,11 @@ static bool config_from_json(const ConfigFile *file, FluxConfig *c, Error *err) 
         {"joint_attention_dim", &c->text_dim}, {"pooled_projection_dim", &c->pooled_dim},
     };
     const ConfigFact facts[] = {{"patch_size", 1}, {"guidance_embeds", c->guidance}};
-    const char *class = json_string(json_get(root, "_class_name"), "FluxTransformer2DModel");
-    bool ok = !strcmp(class, "FluxTransformer2DModel") ||
-              err_failed(err, "%s: expected `_class_name` FluxTransformer2DModel, found %s", file->path,
-                         class);
+    const char *class = "FluxTransformer2DModel";
+    bool ok = config_text(file, root, "_class_name", &class, err) &&
+              (!strcmp(class, "FluxTransformer2DModel") ||
+               err_failed(err, "%s: expected `_class_name` FluxTransformer2DModel, found %s", file->path,
+                          class));
     for (size_t i = 0; ok && i < COUNT_OF(members); i++)
         ok = config_int(file, root, members[i].name, members[i].field, err);
     ok = ok && config_agrees(file, root, facts, COUNT_OF(facts), err);

@@ -148,7 +148,8 @@ static bool check_act(const ConfigFile *file, const Json *root, const T5Config *
     static const char *const members[] = {"feed_forward_proj", "dense_act_fn"};
     static const char *const acts[2][3] = {{"relu"}, {"gated-gelu", "gelu_new", "gelu_pytorch_tanh"}};
     for (size_t i = 0; i < COUNT_OF(members); i++) {
-        const char *act = json_string(json_get(root, members[i]), acts[c->gated][0]);
+        const char *act = acts[c->gated][0];
+        if (!config_text(file, root, members[i], &act, err)) return false;
         bool known = false;
         for (size_t k = 0; k < COUNT_OF(acts[0]); k++)
             known = known || (acts[c->gated][k] && !strcmp(act, acts[c->gated][k]));
@@ -169,13 +170,16 @@ static bool config_from_json(const ConfigFile *file, T5Config *c, Error *err) {
     };
     const ConfigFact facts[] = {{"d_model", c->dim}, {"d_ff", c->ff}, {"vocab_size", c->vocab},
                                 {"is_gated_act", c->gated}};
-    const char *type = json_string(json_get(root, "model_type"), "t5");
-    bool ok = !strcmp(type, "t5") ||
-              err_failed(err, "%s: expected `model_type` t5, found %s", file->path, type);
+    const char *type = "t5";
+    double eps = c->eps;
+    bool ok = config_text(file, root, "model_type", &type, err) &&
+              config_number(file, root, "layer_norm_epsilon", 0, 1, &eps, err) &&
+              (!strcmp(type, "t5") ||
+               err_failed(err, "%s: expected `model_type` t5, found %s", file->path, type));
     for (size_t i = 0; ok && i < COUNT_OF(members); i++)
         ok = config_int(file, root, members[i].name, members[i].field, err);
     ok = ok && config_agrees(file, root, facts, COUNT_OF(facts), err) && check_act(file, root, c, err);
-    c->eps = (float)json_number(json_get(root, "layer_norm_epsilon"), c->eps);
+    c->eps = (float)eps;
     json_free(root);
     return ok;
 }

@@ -97,7 +97,7 @@ static bool use_config(int file, const char *text, Error *err) {
     case 3: ok = clip_open(scratch, part[PART_CLIP_L], &config, err); break;
     case 4: ok = t5_open(scratch, part[PART_T5], &config, DT_COUNT, err); break;
     case 5: ok = vae = vae_open(scratch, part[PART_VAE], &config, err); break;
-    case 6: ok = flow_shift_parse(text, strlen(text), "scheduler", &shift, err); break;
+    case 6: ok = flow_shift_parse(&config, &shift, err); break;
     }
     vae_close(vae);
     mem_free(scratch);

@@ -81,6 +81,16 @@ static void wrong_files_are_told(void **state) {
     err = (Error){0};
     assert_null(clip_open(scope, w, CONFIG("{\"num_attention_heads\": 7}"), &err));
     assert_non_null(strstr(err.text, "(7) divides"));
+    static const struct { const char *json, *text; } wrong[] = {
+        {"{\"hidden_act\": 3}", "some/config.json: expected `hidden_act` to be a text, found 3"},
+        {"{\"layer_norm_eps\": \"x\"}", "`layer_norm_eps` to be a number from 0 to 1, found \"x\""},
+        {"{\"layer_norm_eps\": -1e-5}", "from 0 to 1, found -1e-05"},
+    };
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        err = (Error){0};
+        assert_null(clip_open(scope, w, CONFIG(wrong[i].json), &err));
+        if (!strstr(err.text, wrong[i].text)) fail_msg("%s: %s", wrong[i].json, err.text);
+    }
     static const char *const sizes[] = {"hidden_size", "intermediate_size", "vocab_size",
                                         "max_position_embeddings", "num_attention_heads"};
     for (size_t i = 0; i < COUNT_OF(sizes); i++) {

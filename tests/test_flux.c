@@ -258,7 +258,7 @@ static void configurations_are_found_and_checked(void **state) {
         {"{\"guidance_embeds\": 0.5}", "`guidance_embeds`"},
         {"{\"in_channels\": 128}", "1 wrong"},
         {"{\"joint_attention_dim\": 128}", "1 wrong"},
-        {"{\"pooled_projection_dim\": \"x\"}", "some/config.json: expected a whole number"},
+        {"{\"pooled_projection_dim\": \"x\"}", "some/config.json: expected `pooled_projection_dim` to be"},
         {"[", "config.json"},
     };
     for (size_t i = 0; i < COUNT_OF(bad); i++) {

@@ -100,7 +100,7 @@ static void mix_is_scale_noise(void **state) {
 }
 
 static bool parse(const char *json, FlowShift *out, Error *err) {
-    return flow_shift_parse(json, strlen(json), "scheduler_config.json", out, err);
+    return flow_shift_parse(&(const ConfigFile){"scheduler_config.json", json}, out, err);
 }
 
 #define CLASS "\"_class_name\": \"FlowMatchEulerDiscreteScheduler\""
@@ -127,11 +127,16 @@ static void configurations(void **state) {
         {"{" CLASS ", \"invert_sigmas\": true}", "invert_sigmas"},
         {"{" CLASS ", \"time_shift_type\": \"linear\"}", "time_shift_type"},
         {"{" CLASS ", \"shift_terminal\": 0.1}", "shift_terminal"},
-        {"{" CLASS ", \"shift\": 0}", "a shift from"},
-        {"{" CLASS ", \"shift\": 1e9}", "a shift from"},
+        {"{" CLASS ", \"shift\": 0}", "`shift` to be a number from 0.001 to 1000, found 0"},
+        {"{" CLASS ", \"shift\": 1e9}", "`shift` to be"},
+        {"{" CLASS ", \"shift\": \"3\"}", "`shift` to be a number from 0.001 to 1000, found \"3\""},
         {"{" CLASS ", \"max_shift\": 800}", "-20 to 20"},
+        {"{" CLASS ", \"use_dynamic_shifting\": 1}", "`use_dynamic_shifting` to be true or false, found 1"},
+        {"{" CLASS ", \"use_beta_sigmas\": []}", "`use_beta_sigmas` to be true or false"},
+        {"{" CLASS ", \"time_shift_type\": true}", "`time_shift_type` to be a text, found true"},
+        {"{" CLASS ", \"num_train_timesteps\": 500}", "num_train_timesteps 1000, found 500"},
         {"{" CLASS ", \"base_image_seq_len\": 4096}", "base_image_seq_len"},
-        {"{" CLASS ", \"max_image_seq_len\": -1}", "base_image_seq_len"},
+        {"{" CLASS ", \"max_image_seq_len\": -1}", "`max_image_seq_len`"},
         {"[1", "scheduler_config.json"},
     };
     for (size_t i = 0; i < COUNT_OF(wrong); i++) {

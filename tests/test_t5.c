@@ -161,6 +161,9 @@ static void wrong_inputs_are_told(void **state) {
         {"{\"feed_forward_proj\": \"relu\"}", "`feed_forward_proj` gated-gelu, as the tensors have a gate"},
         {"{\"dense_act_fn\": \"silu\"}", "`dense_act_fn` gelu_new, as the tensors have a gate, found silu"},
         {"{\"model_type\": \"umt5\"}", "found umt5"},
+        {"{\"model_type\": []}", "`model_type` to be a text, found something else"},
+        {"{\"dense_act_fn\": 1}", "`dense_act_fn` to be a text, found 1"},
+        {"{\"layer_norm_epsilon\": 2}", "`layer_norm_epsilon` to be a number from 0 to 1, found 2"},
     };
     for (size_t i = 0; i < COUNT_OF(wrong); i++) {
         err = (Error){0};

@@ -360,6 +360,9 @@ static void test_configuration(void **state) {
         {"{\"block_out_channels\": 16}", "of 3 numbers"},
         {"{\"norm_num_groups\": 8.5}", "`norm_num_groups`"},
         {"{\"norm_num_groups\": 3}", "groups (3)"},
+        {"{\"shift_factor\": 1e300}", "`shift_factor` to be a number from -1e+06 to 1e+06, found 1e+300"},
+        {"{\"act_fn\": 1}", "`act_fn` to be a text"},
+        {"{\"_class_name\": 1}", "`_class_name` to be a text"},
         {"{\"scaling_factor\": 0}", "dir/config.json: expected a scaling_factor"},
         {"{\"_class_name\": \"AutoencoderDC\"}", "dir/config.json: expected an AutoencoderKL or"},
     };
