@@ -32,12 +32,15 @@ bool tokenizer_read_vocab_json(Tokenizer *t, const char *path, Error *err) {
     const char *merges = os_path_join(scope, os_dir_name(scope, path), "merges.txt");
     uint8_t *data = ok ? os_read_file(scope, merges, MAX_MERGES, &n, err) : NULL;
     size_t bad;
-    if (data && !utf8_valid((const char *)data, n, &bad)) {
-        err_failed(err, "merges.txt: expected UTF-8, found another byte at offset %zu", bad);
+    if (data && !n) {
+        err_failed(err, "%s: expected merges of pieces, found an empty file", merges);
+        data = NULL;
+    } else if (data && !utf8_valid((const char *)data, n, &bad)) {
+        err_failed(err, "%s: expected UTF-8, found another byte at offset %zu", merges, bad);
         data = NULL;
     }
     if (data) bpe_new(t);
-    ok = data && bpe_read_merges(t, (const char *)data, n, err);
+    ok = data && (bpe_read_merges(t, (const char *)data, n, err) || err_prefix(err, "%s", merges));
     mem_free(scope);
     return ok;
 }

@@ -465,6 +465,15 @@ static void bpe_rules(void **state) {
     assert_true(tokenizer_info(t)->pad == 9 && tokenizer_info(t)->max_tokens == 9);
     expect_ids(t, "a!", "3 6 9 4");
     mem_free(t);
+    // Merges that are no merges: told with the file's whole name.
+    static const char *const bad[] = {"", "#version: 0.2\na\xff b\n", "a b c\n"};
+    char *merges = os_path_join(scope, dir, "merges.txt");
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        CHECK(os_write_file(merges, bad[i], strlen(bad[i]), &err));
+        assert_null(tokenizer_open(NULL, TOKENIZER_CLIP, dir, &err));
+        assert_non_null(strstr(err.text, mem_printf(scope, "%s: ", merges)));
+        assert_non_null(strstr(err.text, "expected "));
+    }
     scratch_remove(dir);
     mem_free(scope);
 }
