@@ -4,6 +4,7 @@
 //   [text]      weight divided by 1.1        \( \) \[ \] \\  the character itself
 //   BREAK       (a word of its own) ends the current chunk of tokens
 //
+// Inside brackets BREAK ends a chunk too, where A1111 takes it for a word of negative weight.
 // Brackets left open run to the end; stray closing ones are text. Spans of text of equal weight
 // are tokenised together, others apart, as A1111 does it.
 #ifndef KILN_ENGINE_PROMPT_H
