@@ -449,6 +449,20 @@ static void prompts_from_files(void **state) {
     mem_free(scope);
 }
 
+static void start_pictures_of_other_shapes(void **state) {
+    (void)state;
+    void *scope = mem_new(NULL, 1);
+    const char *line = "generate -m %s -p x -s 1 --steps 2 --t5-tokens 16 --init-img " FLUX_TINY
+                       "/wide.png -o %s %s";
+    Result r = kiln(scope, line, world->folder, at("p.png"), "-W 16 -H 32");
+    WANT_STATUS(r, 0);
+    WANT_TEXT(r.err, "80 x 48 is cut to the shape of 16 x 32");
+    r = kiln(scope, line, world->folder, at("p.png"), "-W 160 -H 96");
+    WANT_STATUS(r, 0);
+    assert_null(strstr(r.err, "cut"));
+    mem_free(scope);
+}
+
 // ---- bad input ----------------------------------------------------------------------------------
 
 static void refused(const char *line, int status, const char *wanted) {
@@ -561,6 +575,7 @@ int main(void) {
         cmocka_unit_test(thresholding_at_nothing_is_off),
         cmocka_unit_test(settings_in_the_picture),
         cmocka_unit_test(prompts_from_files),
+        cmocka_unit_test(start_pictures_of_other_shapes),
         cmocka_unit_test(requests_that_cannot_be),
         cmocka_unit_test(files_that_cannot_be),
         cmocka_unit_test(ends_when_interrupted),

@@ -60,7 +60,7 @@ static const Option options[] = {
      .help = "Of the first picture; picture k (from 0) uses seed + k. The same seed makes the same "
              "noise as in diffusers and ComfyUI."},
     {.name = "init-img", .kind = OPT_TEXT, V(init_img), .value = "FILE",
-     .help = "Start from this picture (PNG or JPEG, fitted to the size) instead of from noise alone. "
+     .help = "Start from this picture (PNG or JPEG, cut to the shape and resized), not from noise alone. "
              "As in diffusers the seed draws the autoencoder's sample of it first, then the noise."},
     {.name = "strength", .kind = OPT_NUMBER, V(strength), .value = "S", .min = 0, .max = 1,
      .fallback = "0.75", .help = "With --init-img: how much of it is replaced."},

@@ -17,6 +17,7 @@ typedef struct TextJob {
     Device *dev;
     FluxRequest request;
     int64_t done, total;
+    int init_width, init_height; // of the picture in --init-img's file
     int first;       // picture of the group that is being denoised, the one that previews show
     char note[48];   // which pictures, where not all at once
 } TextJob;
@@ -47,9 +48,11 @@ static bool read_prompt(const char *option, void *parent, const char *given, con
 
 static bool read_init(const GenerateValues *v, TextJob *t, Error *err) {
     if (!v->init_img) return true;
+    FluxRequest *r = &t->request;
     Image *image = image_load(t->job, v->init_img, err);
-    if (image) image = image_fit(t->job, image, IMAGE_LANCZOS, t->request.width, t->request.height, err);
-    t->request.init = image;
+    if (image) t->init_width = image->width, t->init_height = image->height;
+    if (image) image = image_fit(t->job, image, IMAGE_LANCZOS, r->width, r->height, err);
+    r->init = image;
     return image || err_prefix(err, "--init-img");
 }
 
@@ -178,9 +181,13 @@ static void report_plan(const Cmd *cmd, const FluxPlan *plan) {
     }
 }
 
-// Settings that were given and change nothing are no error, but said.
-static void warn_idle(const TextJob *t, const FluxPipeline *p, const FluxPlan *plan) {
+// Settings that change nothing, or pictures that are cut, are no error, but said.
+static void warn_options(const TextJob *t, const FluxPipeline *p, const FluxPlan *plan) {
     const Cmd *cmd = t->cmd;
+    const FluxRequest *r = &t->request;
+    if ((int64_t)t->init_width * r->height != (int64_t)t->init_height * r->width)
+        log_msg(cmd->log, LOG_WARN, "--init-img: %d x %d is cut to the shape of %d x %d", t->init_width,
+                t->init_height, r->width, r->height);
     if (plan->prompts == 1 && cmd_given(cmd, "negative-prompt"))
         log_msg(cmd->log, LOG_WARN, "--negative-prompt: nothing reads it, as no step has a "
                 "--cfg-scale other than 1");
@@ -194,7 +201,7 @@ static bool make(TextJob *t, FluxPipeline *p, FluxPlan *plan, FluxMeasured *s, E
     progress_stage(t->cmd->progress, "planning", NULL);
     if (!flux_pipeline_plan(p, &t->request, 0, plan, err)) return false;
     report_plan(t->cmd, plan);
-    warn_idle(t, p, plan);
+    warn_options(t, p, plan);
     job->taken = plan->steps;
     flux_pipeline_describe(p, &t->request, plan, job, &job->parameters);
     if (!job_begin_trace(job, err)) return false; // noise and sigmas: as the pipeline makes them
