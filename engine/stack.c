@@ -31,13 +31,30 @@ static bool declare_weights(Stack *s, Unit *u, Error *err) {
     return true;
 }
 
-static bool plan_unit(Stack *s, Unit *u, Error *err) {
-    if (!declare_weights(s, u, err)) return false;
+static bool same_param(const Param *a, const Param *b) {
+    return a == b || (a && b && a->dtype == b->dtype && a->ndim == b->ndim && !a->scale == !b->scale &&
+                      !memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof *a->shape));
+}
+
+// Units of a kind are recorded alike: with weights of the same types and shapes their plans take the same.
+static bool alike(const Unit *a, const Unit *b) {
+    bool same = a->spec->kind == b->spec->kind && a->spec->weights == b->spec->weights;
+    for (int i = 0; same && i < a->spec->weights; i++) same = same_param(a->weight[i], b->weight[i]);
+    return same;
+}
+
+static int find_like(const Stack *s, int unit) {
+    for (int i = 0; i < unit; i++)
+        if (s->unit[i]->like == i && alike(s->unit[i], s->unit[unit])) return i;
+    return unit;
+}
+
+bool stack_plan_unit(Stack *s, Unit *u, Error *err) {
     Graph *g = g_new(s);
     g_scope(g, u->spec->name);
     s->spec.record(s->spec.user, g, u->spec, u->weight);
     u->plan = run_add_plan(s->run, g, u->spec->name, err);
-    return u->plan || err_prefix(err, "%s", s->spec.name);
+    return u->plan != NULL;
 }
 
 // ---- residency ----------------------------------------------------------------------------------
@@ -168,6 +185,11 @@ static bool err_budget(const Stack *s, uint64_t limit, uint64_t need, Error *err
 
 static bool plan_memory(Stack *s, uint64_t budget, Error *err) {
     RunMemory run = run_memory(s->run);
+    for (int i = 0; i < s->units; i++) { // the plans that are not made yet
+        const Unit *u = s->unit[i];
+        uint64_t bytes = u->plan ? 0 : prog_bytes_for(s->dev, plan_stats(s->unit[u->like]->plan).ops);
+        run.program_bytes += bytes, run.peak_bytes += bytes;
+    }
     MemoryStats now = dev_memory(s->dev);
     StackMemory *m = &s->memory;
     *m = (StackMemory){.state_bytes = run.weights_bytes, .arena_bytes = run.arena_bytes,
@@ -205,7 +227,9 @@ Stack *stack_new(void *parent, Device *dev, const StackSpec *spec, uint64_t budg
     for (int i = 0; ok && i < spec->units; i++) {
         Unit *u = s->unit[s->units++] = MEM_NEW(s, Unit);
         u->spec = &spec->unit[i];
-        ok = plan_unit(s, u, err);
+        ok = declare_weights(s, u, err);
+        u->like = ok ? find_like(s, i) : i;
+        if (ok && u->like == i) ok = stack_plan_unit(s, u, err) || err_prefix(err, "%s", spec->name);
     }
     if (!ok || !plan_memory(s, budget, err)) {
         stack_free(s);

@@ -5,11 +5,10 @@
 // Residency: where the budget allows it every unit's weights stay on the device. Else the units that
 // do not fit stream through a ring of two slots at fixed addresses: while one unit runs, a thread
 // reads the next one's weights and uploads them, on into the next pass where the caller says that one
-// follows. Which units stay is chosen so that the fewest bytes
-// move, and spread evenly, so that uploads overlap the work of units that stay. Every unit has
-// programs of its own (it always streams through the same slot), recorded once. The results are the
-// same bits whatever is resident. All figures are known after stack_new, before anything is
-// allocated.
+// follows. Which units stay is chosen so that the fewest bytes move, and spread evenly, so that uploads
+// overlap the work of units that stay. Every unit has programs of its own (it always streams through the
+// same slot), recorded once, by stack_prepare. The results are the same bits whatever is resident. All
+// figures are known after stack_new, before anything is allocated.
 //
 // Thread-safety: a Stack belongs to its device's thread.
 #ifndef KILN_ENGINE_STACK_H
@@ -20,7 +19,8 @@
 
 typedef struct StackUnit {
     const char *name;          // "double_blocks.3": messages and progress
-    int kind;                  // the model's own; units of a kind are recorded alike
+    int kind;                  // the model's own; units of a kind whose weights have the same types and
+                               // shapes are recorded alike, so one of them is planned for all
     int weights;
     const BoundWeight *weight; // [weights]; optional ones that are missing have pieces 0
     int index;                 // the model's own number for it

@@ -14,7 +14,8 @@ typedef struct Unit {
     const StackUnit *spec;
     Store *store;   // its weights' declarations; never committed: the stack places them
     Param **weight; // [spec->weights]; NULL: missing
-    Plan *plan;
+    Plan *plan;     // NULL until the stack is prepared where `like` stands for it
+    int like;       // the first unit whose plan takes what this one's does
     Place *place;   // of the store's params, in order
     int blocks;
     uint64_t *block_bytes; // [blocks]
@@ -45,6 +46,7 @@ struct Stack {
     bool ready;
 };
 
+bool stack_plan_unit(Stack *s, Unit *u, Error *err); // records it and makes its plan
 void feed_stop(Stack *s); // ends the thread, where there is one
 
 #endif

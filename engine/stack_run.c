@@ -73,7 +73,25 @@ static bool upload_resident(Stack *s, Error *err) {
     return ok;
 }
 
+// The plans that another unit's stood for: they must take what it does.
+static bool plan_rest(Stack *s, Error *err) {
+    for (int i = 0; i < s->units; i++) {
+        Unit *u = s->unit[i];
+        const Unit *like = s->unit[u->like];
+        if (u == like) continue;
+        if (!stack_plan_unit(s, u, err)) return false;
+        PlanStats found = plan_stats(u->plan), wanted = plan_stats(like->plan);
+        if (found.ops != wanted.ops || found.arena_bytes != wanted.arena_bytes)
+            return err_failed(err, "%s: expected %d ops and %llu bytes, as %s takes, found %d and %llu; "
+                              "this is a defect", u->spec->name, wanted.ops,
+                              (unsigned long long)wanted.arena_bytes, like->spec->name, found.ops,
+                              (unsigned long long)found.arena_bytes);
+    }
+    return true;
+}
+
 static bool prepare(Stack *s, Error *err) {
+    if (!plan_rest(s, err)) return false;
     if (!place_weights(s, err)) return false;
     for (int i = 0; i < s->units; i++) list_items(s->unit[i]);
     if (s->units) upload_soon(s->unit[0]->item, s->unit[0]->items); // while kernels are made

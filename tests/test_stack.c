@@ -40,6 +40,8 @@ static void record(void *user, Graph *g, const StackUnit *unit, Param *const *w)
                                .act = ACT_GELU, .dtype = toy->compute));
     Tensor *down = g_weight(g, w[2], toy->compute);
     Tensor *sum = g_gemm(g, GEMM(.x = h, .w = down, .residual = x));
+    if (unit->kind == 3 && unit->index % 2) // 3: a defect, units of one kind that are not alike
+        sum = g_ewise(g, EWISE(.kind = EW_ADD, .x = sum, .y = sum));
     g_copy(g, COPY(.x = sum, .y = x));
 }
 
@@ -598,6 +600,55 @@ static void test_lost_device(void **state) {
     }
 }
 
+// Blocks of one kind with weights of two types, as files of mixed quantisation have them: planned apart.
+static void test_mixed_types(void **state) {
+    (void)state;
+    static const char *const devices[] = {"ref", "cpu", "vulkan:0"};
+    for (size_t d = 0; d < COUNT_OF(devices); d++) {
+        Out out[2];
+        for (int streamed = 0; streamed < 2; streamed++) {
+            Error err = {0};
+            Toy *toy = toy_new(devices[d], NULL, DT_F32, DT_F32);
+            if (!toy) break;
+            int n = BLOCKS * PER_BLOCK;
+            const Weights *small = dummy_weights(toy, "toy", toy->wants, n, DT_Q8_0, 3);
+            const BoundWeight *packed = bind_weights(toy, small, toy->wants, n, NULL, &err);
+            CHECK(packed);
+            for (int i = 0; i < n; i++)
+                if (i / PER_BLOCK % 3 == 1) toy->bound[i] = packed[i];
+            Stack *all = stack_new(toy, toy->dev, &toy->spec, 0, &err);
+            CHECK(all);
+            uint64_t budget = streamed ? stack_memory(all).smallest_peak : 0;
+            stack_free(all);
+            Stack *s = stack_new(toy, toy->dev, &toy->spec, budget, &err);
+            CHECK(s);
+            CHECK(stack_prepare(s, &err));
+            start(toy);
+            CHECK(stack_run(s, NULL, &err));
+            finish(toy, &out[streamed]);
+            StackMemory m = stack_memory(s);
+            assert_true((m.moved_bytes > 0) == streamed && dev_memory(toy->dev).peak <= m.peak_bytes);
+            stack_free(s);
+            toy_free(toy);
+        }
+        assert_memory_equal(out[0].x, out[1].x, sizeof out[0].x);
+    }
+}
+
+// One unit is planned for all that are alike; where a model records them otherwise, it is found out.
+static void test_unlike_units(void **state) {
+    (void)state;
+    Error err = {0};
+    Toy *toy = toy_new("cpu", NULL, DT_F32, DT_F32);
+    for (int b = 0; b < BLOCKS; b++) toy->unit[b].kind = 3;
+    Stack *s = stack_new(toy, toy->dev, &toy->spec, 0, &err);
+    CHECK(s);
+    assert_false(stack_prepare(s, &err));
+    assert_non_null(strstr(err.text, "toy: blocks.1: expected 3 ops"));
+    stack_free(s);
+    toy_free(toy);
+}
+
 static void test_bad_graphs(void **state) {
     (void)state;
     Error err = {0};
@@ -645,7 +696,8 @@ int main(void) {
         cmocka_unit_test(test_failing_allocations),  cmocka_unit_test(test_failing_reads),
         cmocka_unit_test(test_lost_device),          cmocka_unit_test(test_bad_graphs),
         cmocka_unit_test(test_reads_ahead),          cmocka_unit_test(test_uploads_overlap_work),
-        cmocka_unit_test(test_scales),
+        cmocka_unit_test(test_scales),               cmocka_unit_test(test_mixed_types),
+        cmocka_unit_test(test_unlike_units),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
