@@ -10,7 +10,6 @@ typedef struct FileMap {
     const uint8_t *data;
     size_t size;
     int file;       // of os_map_read, + 1; 0: none
-    bool far_ahead; // the system reads megabytes ahead of what is read in order
 } FileMap;
 bool os_map(FileMap *map, const char *path, Error *err); // read-only; empty files give size 0
 void os_unmap(FileMap *map);
@@ -18,12 +17,11 @@ void os_unmap(FileMap *map);
 // it maps them, so nothing of them stays in this process's memory. Any thread.
 bool os_map_read(const FileMap *map, const char *path, uint64_t at, void *out, uint64_t n, Error *err);
 // Advice about bytes [at, at + n) inside a mapping, `at` a multiple of MAP_STEP; what they hold never
-// changes. MAP_SOON: the system starts to read them from the disk, without waiting. MAP_NEXT: the same for
-// what is read in order and at once; nothing where the system does so itself. MAP_DONE: their
+// changes. MAP_SOON: the system starts to read them from the disk, without waiting. MAP_DONE: their
 // pages leave this process's memory (the system keeps them cached; reading brings them back). Any
 // thread.
 enum { MAP_STEP = 64 << 10 }; // systems map this much around a page that is touched
-typedef enum { MAP_SOON, MAP_NEXT, MAP_DONE } MapAdvice;
+typedef enum { MAP_SOON, MAP_DONE } MapAdvice;
 void os_map_advise(const FileMap *map, uint64_t at, uint64_t n, MapAdvice advice);
 // Whole file into memory, refused past `limit` bytes; one more zero byte follows the data.
 uint8_t *os_read_file(void *parent, const char *path, size_t limit, size_t *size, Error *err);

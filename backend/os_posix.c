@@ -22,7 +22,6 @@
 #include <sys/stat.h>
 #ifdef __linux__
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #endif
 #include <time.h>
 #include <unistd.h>
@@ -66,18 +65,6 @@ int64_t raw_read(RawFile f, void *data, size_t n, const char *path, Error *err) 
     }
 }
 
-static int read_numbers(const char *path, uint64_t *out, int n);
-
-// Linux: by the settings of the file's disk.
-static bool reads_far_ahead(RawFile f) {
-    char path[64];
-    uint64_t kib = 0;
-    struct stat st;
-    if (fstat(f, &st) != 0) return false;
-    snprintf(path, sizeof path, "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
-    return read_numbers(path, &kib, 1) == 1 && kib >= 4096;
-}
-
 bool os_map(FileMap *map, const char *path, Error *err) {
     *map = (FileMap){0};
     RawFile f;
@@ -87,7 +74,7 @@ bool os_map(FileMap *map, const char *path, Error *err) {
     if (size > 0) {
         void *data = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, f, 0);
         ok = data != MAP_FAILED;
-        if (ok) *map = (FileMap){data, (size_t)size, f + 1, reads_far_ahead(f)};
+        if (ok) *map = (FileMap){data, (size_t)size, f + 1};
         else fail_errno(err, path, "address space to map it", "check limits (ulimit -v)");
     }
     if (!map->data) close(f);
@@ -115,7 +102,6 @@ void os_unmap(FileMap *map) {
 }
 
 void os_map_advise(const FileMap *map, uint64_t at, uint64_t n, MapAdvice advice) {
-    if (advice == MAP_NEXT && map->far_ahead) return; // Linux asks for single pages when it is told to
     madvise((void *)(uintptr_t)(map->data + at), n, advice == MAP_DONE ? MADV_DONTNEED : MADV_WILLNEED);
 }
 

@@ -104,7 +104,7 @@ bool os_map_read(const FileMap *map, const char *path, uint64_t at, void *out, u
 
 void os_map_advise(const FileMap *map, uint64_t at, uint64_t n, MapAdvice advice) {
     WIN32_MEMORY_RANGE_ENTRY range = {(void *)(uintptr_t)(map->data + at), n};
-    if (advice != MAP_DONE) PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
+    if (advice == MAP_SOON) PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
     else VirtualUnlock(range.VirtualAddress, n); // of pages never locked: takes them out
 }
 

@@ -93,7 +93,7 @@ static void work(Job *j, bool caller) {
     while (take(j, &part, ahead, &aheads)) {
         Error why = {0};
         for (int i = 0; i < aheads; i++)
-            bound_advise(ahead[i].item->weight, ahead[i].at, ahead[i].bytes, MAP_NEXT);
+            bound_advise(ahead[i].item->weight, ahead[i].at, ahead[i].bytes, MAP_SOON);
         bool ok = move_part(&part, &chunk, chunk_bytes, &why);
         if (ok) {
             mutex_lock(j->lock);
